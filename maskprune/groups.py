@@ -1,0 +1,150 @@
+"""What a mask is: positions along axes of parameter leaves.
+
+A *mask* is one channel that can be switched off; a *group* is the set of masks that stand side by side in one
+channel dimension. `Groups` says, for every leaf and axis it touches, which position belongs to which mask. It is
+static and hashable, so it can ride along in a pytree without being traced. This file knows no arrays of weights, no
+network and no framework: whoever builds a `Groups` (a model, or a tracer) decides what belongs together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+
+
+Role = Literal["out", "in"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """The positions along one axis of one leaf that belong to the masks of a group.
+
+    Attributes:
+        leaf: Path of the leaf, its keys joined by slashes, as in `"conv1/kernel"`.
+        axis: The axis of the leaf, counted from 0.
+        labels: For every position along the axis the number of its mask, or -1 where it belongs to none.
+        role: `"out"` for the mask's own numbers (kernel, bias, norm scale), `"in"` for those that read its output.
+    """
+
+    leaf: str
+    axis: int
+    labels: tuple[int, ...]
+    role: Role
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """`size` masks that share one channel dimension, and every slice that belongs to them."""
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+
+    def with_role(self, role: Role) -> tuple[Slice, ...]:
+        return tuple(piece for piece in self.slices if piece.role == role)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """All groups of a network, in network order, and what was left out of them.
+
+    Attributes:
+        groups: The groups, first layer first. Their names are unique.
+        protected: Pairs `(what, why)`: channels that must stay, and the reason.
+    """
+
+    groups: tuple[Group, ...]
+    protected: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for group in self.groups:
+            _check_group(group)
+        names = self.names
+        if len(set(names)) != len(names):
+            raise ValueError(f"`groups` has the names {names}: give every group its own name.")
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"There is no group `{name}`{_hint(name, self.names)}. The groups are {', '.join(self.names)}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(group.name for group in self.groups)
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """What was protected, mapped to the reason."""
+        return dict(self.protected)
+
+    def of_leaf(self, path: str) -> list[tuple[Group, Slice]]:
+        """Every slice that touches the leaf at `path`, with its group."""
+        return [(group, piece) for group in self.groups for piece in group.slices if piece.leaf == path]
+
+    def __str__(self) -> str:
+        rows = [("group", "masks", "touches")]
+        rows += [(g.name, str(g.size), ", ".join(f"{s.leaf}[axis {s.axis}, {s.role}]" for s in g.slices)) for g in self]
+        rows += [(what, "kept", why) for what, why in self.protected]
+        first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+        return "\n".join(f"{a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows)
+
+
+def leaf_path(key_path: tuple[Any, ...]) -> str:
+    """The slash form of a key path from `jax.tree_util`, such as `"conv1/kernel"`."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree, by path, in pytree order."""
+    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def check_groups(groups: Groups, params: Any) -> None:
+    """Raises a `ValueError` that names the first slice that does not fit `params`."""
+    leaves = leaves_by_path(params)
+    for group in groups:
+        for piece in group.slices:
+            _check_slice(group, piece, leaves)
+
+
+def _check_group(group: Group) -> None:
+    if group.size < 1:
+        raise ValueError(f"Group `{group.name}` has size {group.size}: a group holds at least one mask.")
+    if not group.with_role("out"):
+        raise ValueError(f"Group `{group.name}` has no `out` slice: say which numbers make up its masks.")
+    for piece in group.slices:
+        if not all(-1 <= label < group.size for label in piece.labels):
+            raise ValueError(
+                f"Group `{group.name}` has {group.size} masks, but its slice of `{piece.leaf}` holds labels outside "
+                f"-1 to {group.size - 1}."
+            )
+
+
+def _check_slice(group: Group, piece: Slice, leaves: Mapping[str, Any]) -> None:
+    if piece.leaf not in leaves:
+        raise ValueError(
+            f"Group `{group.name}` names the leaf `{piece.leaf}`, which `params` lacks{_hint(piece.leaf, leaves)}. "
+            f"The leaves are {', '.join(leaves)}."
+        )
+    shape = tuple(leaves[piece.leaf].shape)
+    if not 0 <= piece.axis < len(shape) or shape[piece.axis] != len(piece.labels):
+        raise ValueError(
+            f"Group `{group.name}` labels {len(piece.labels)} positions along axis {piece.axis} of `{piece.leaf}`, "
+            f"whose shape is {shape}."
+        )
+
+
+def _hint(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean `{close[0]}`?)" if close else ""

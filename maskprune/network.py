@@ -1,0 +1,184 @@
+"""A network as a value: parameters, which masks are enabled, which are frozen.
+
+The three arrays say everything there is to say about a network; changing a mask makes a new value and recompiles
+nothing. `effective_params` is what the network computes with, `trainable` is what an optimizer may change. This file
+knows neither a model nor an optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.groups import Group, Groups, Role, Slice, check_groups, leaf_path, leaves_by_path
+
+
+Params = Any  # a pytree of arrays
+Flags = dict[str, jax.Array]  # {group: bool[C]}, named by what True means
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """Everything an alteration may change. Build it with `init_network`.
+
+    Attributes:
+        params: Pytree of arrays: the stored values. Disabled masks keep theirs.
+        enabled: `{group: bool[C]}`, False where a mask contributes exactly nothing.
+        frozen: `{group: bool[C]}`, True where a mask keeps its values bit for bit.
+        groups: Static. What the masks are.
+        fixed: Static. Paths of whole leaves that never train.
+    """
+
+    params: Params
+    enabled: Flags
+    frozen: Flags
+    groups: Groups = dataclasses.field(metadata={"static": True})
+    fixed: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+
+def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -> Network:
+    """Makes a network with every mask enabled and none frozen.
+
+    Args:
+        params: Pytree of arrays (or of anything `jnp.asarray` takes).
+        groups: What the masks of `params` are.
+        fixed: Patterns (as in `fnmatch`, on leaf paths such as `"conv1/*"`) of leaves that never train. Leaves that
+            are not floating point never train either.
+
+    Raises:
+        ValueError: A slice of `groups` does not fit `params`, or a pattern of `fixed` matches no leaf.
+    """
+    params = jax.tree.map(_strongly_typed, params)
+    check_groups(groups, params)
+    return Network(
+        params=params,
+        enabled={group.name: jnp.ones(group.size, bool) for group in groups},
+        frozen={group.name: jnp.zeros(group.size, bool) for group in groups},
+        groups=groups,
+        fixed=_match_leaves(fixed, params),
+    )
+
+
+def choose(network: Network, masks: Mapping[str, Iterable[int]]) -> Flags:
+    """Names masks: `choose(network, {"conv1": [3]})` is True at mask 3 of group `conv1` and False elsewhere.
+
+    Args:
+        network: Whose masks are meant.
+        masks: Group names mapped to mask numbers, each in `[0, size)`.
+
+    Returns:
+        `{group: bool[C]}` for every group of the network.
+
+    Raises:
+        KeyError: A group does not exist.
+        IndexError: A mask number is out of range.
+    """
+    chosen = {group.name: np.zeros(group.size, bool) for group in network.groups}
+    for name, numbers in masks.items():
+        group = network.groups[name]
+        for number in numbers:
+            chosen[name][_check_number(group, number)] = True
+    return {name: jnp.asarray(flags) for name, flags in chosen.items()}
+
+
+def entries(groups: Groups, params: Params, flags: Mapping[str, jax.Array], *, roles: Sequence[Role]) -> Any:
+    """Marks the parameter entries that belong to flagged masks.
+
+    Args:
+        groups: What the masks are.
+        params: Pytree of arrays; only shapes are read.
+        flags: `{group: bool[C]}`.
+        roles: Which slices count: `("out",)`, `("in",)` or both.
+
+    Returns:
+        A pytree like `params` of bool arrays that broadcast against its leaves.
+    """
+
+    def mark(path: Any, leaf: Any) -> jax.Array:
+        found = jnp.zeros((1,) * leaf.ndim, bool)
+        for group, piece in groups.of_leaf(leaf_path(path)):
+            if piece.role in roles:
+                found = found | _along_axis(piece, flags[group.name], leaf.ndim)
+        return found
+
+    return jax.tree_util.tree_map_with_path(mark, params)
+
+
+def effective_params(network: Network) -> Params:
+    """What the network computes with: zeros in every `out` and `in` entry of a disabled mask.
+
+    Entries are selected, never multiplied, so a stored NaN or infinity in a disabled mask changes nothing.
+    """
+    off = entries(network.groups, network.params, _negated(network.enabled), roles=("out", "in"))
+    return jax.tree.map(lambda leaf, gone: jnp.where(gone, jnp.zeros((), leaf.dtype), leaf), network.params, off)
+
+
+def trainable(network: Network) -> Any:
+    """Which entries an optimizer may change: those of no disabled mask, and not a frozen mask's own.
+
+    Returns:
+        A pytree like `params` of bool arrays that broadcast against its leaves. Whole leaves of `network.fixed` and
+        leaves that are not floating point are False throughout.
+    """
+    off = entries(network.groups, network.params, _negated(network.enabled), roles=("out", "in"))
+    kept = entries(network.groups, network.params, network.frozen, roles=("out",))
+    return jax.tree.map(lambda a, b, trains: ~(a | b) & trains, off, kept, trained_leaves(network))
+
+
+def trained_leaves(network: Network) -> Any:
+    """A pytree like `params` of Python booleans: does any entry of this leaf ever train?"""
+
+    def trains(path: Any, leaf: Any) -> bool:
+        return bool(jnp.issubdtype(leaf.dtype, jnp.floating)) and leaf_path(path) not in network.fixed
+
+    return jax.tree_util.tree_map_with_path(trains, network.params)
+
+
+def count_enabled(network: Network) -> dict[str, int]:
+    """How many masks of each group are enabled. Reads the device."""
+    return {name: int(np.sum(np.asarray(flags))) for name, flags in network.enabled.items()}
+
+
+def list_masks(chosen: Mapping[str, jax.Array]) -> dict[str, list[int]]:
+    """The inverse of `choose`: mask numbers by group, groups without any left out. Reads the device."""
+    numbers = {name: np.flatnonzero(np.asarray(flags)).tolist() for name, flags in chosen.items()}
+    return {name: found for name, found in numbers.items() if found}
+
+
+def _along_axis(piece: Slice, flags: jax.Array, ndim: int) -> jax.Array:
+    shape = [1] * ndim
+    shape[piece.axis] = len(piece.labels)
+    # Label -1 (no mask) reads the False that is appended at the end.
+    padded = jnp.concatenate([flags, jnp.zeros(1, bool)])
+    return padded[np.asarray(piece.labels, np.int32)].reshape(shape)
+
+
+def _negated(flags: Mapping[str, jax.Array]) -> Flags:
+    return {name: ~values for name, values in flags.items()}
+
+
+def _strongly_typed(leaf: Any) -> jax.Array:
+    # A weakly typed leaf would compile the same training step again once an update has given it a strong type.
+    leaf = jnp.asarray(leaf)
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+
+def _match_leaves(patterns: Sequence[str], params: Params) -> tuple[str, ...]:
+    paths = list(leaves_by_path(params))
+    for pattern in patterns:
+        if not fnmatch.filter(paths, pattern):
+            raise ValueError(f"`fixed` holds `{pattern}`, which matches no leaf. The leaves are {', '.join(paths)}.")
+    return tuple(path for path in paths if any(fnmatch.fnmatch(path, pattern) for pattern in patterns))
+
+
+def _check_number(group: Group, number: int) -> int:
+    if not 0 <= number < group.size:
+        raise IndexError(f"Group `{group.name}` has masks 0 to {group.size - 1}, not {number}.")
+    return number
