@@ -1,0 +1,70 @@
+"""Freezing that holds under any optax optimizer.
+
+Zeroing gradients does not freeze: momentum, old Adam moments and decoupled weight decay still move the weights.
+`held` therefore closes the chain with a transform that selects update or zero, entry by entry, from arrays that
+arrive with each `update` call, so changing masks recompiles nothing. The same transform stands at the front, so that
+clipping norms and second moments never see the gradients of held entries. Knows optax and pytrees, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def hold_untrainable() -> optax.GradientTransformationExtraArgs:
+    """Selects the update where `trainable` is True and exactly zero elsewhere.
+
+    `update` needs the extra argument `trainable`: a pytree like the updates of bool arrays that broadcast against
+    them. Entries are selected, not multiplied: a NaN in a held entry does not pass.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, trainable: Any = None, **extra_args: Any) -> Any:
+        del params, extra_args
+        if trainable is None:
+            raise ValueError("`hold_untrainable` needs `update(..., trainable=flags)`; `make_train_step` passes it.")
+        return jax.tree.map(lambda u, moves: jnp.where(moves, u, jnp.zeros((), u.dtype)), updates, trainable), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def held(optimizer: optax.GradientTransformation, trained_leaves: Any) -> optax.GradientTransformationExtraArgs:
+    """Wraps any optimizer so that held entries stay bit-identical.
+
+    `optax.masked` keeps whole leaves that never train out of the optimizer, so they cost no optimizer state. It passes
+    their raw gradients through as updates; the closing transform makes them zero.
+
+    Args:
+        optimizer: Any optax optimizer.
+        trained_leaves: Pytree like the parameters of Python booleans, False for leaves that never train.
+    """
+    whole = optax.masked(optax.with_extra_args_support(optimizer), trained_leaves)
+    return optax.chain(hold_untrainable(), whole, hold_untrainable())
+
+
+def scale_by_progress(schedule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformationExtraArgs:
+    """Scales updates by a schedule over the *share of the session done*, in [0, 1).
+
+    A schedule over step counts would need another compiled step for every session length; this one serves them all.
+    `update` takes the extra argument `progress`, a float32 scalar; without it the schedule stands at 0.
+
+    Args:
+        schedule: Maps progress, float32[], to a factor, float32[].
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, progress: Any = 0.0, **extra_args: Any) -> Any:
+        del params, extra_args
+        factor = schedule(jnp.asarray(progress, jnp.float32))
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def cosine(progress: jax.Array, *, warmup: float = 0.02) -> jax.Array:
+    """Linear warm-up over the first `warmup` of a session, then half a cosine from 1 to 0."""
+    rise = jnp.minimum(progress / warmup, 1.0) if warmup > 0 else 1.0
+    return rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
