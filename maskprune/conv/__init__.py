@@ -1,0 +1,5 @@
+"""Convolutions for pictures with few channels: one function, `conv2d`, and the ways behind it, one file each."""
+
+from maskprune.conv.choose import Way as Way
+from maskprune.conv.choose import conv2d as conv2d
+from maskprune.conv.choose import default_way as default_way
