@@ -1,0 +1,141 @@
+"""The fully convolutional network: convolutions with ReLU after every one, its initial weights and its masks.
+
+A bundle of pure functions over plain dictionaries of arrays. `apply` reads every width from the parameters, so the
+same function runs the full and the compacted network. Flax is met in `models/module.py` only.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.conv import conv2d
+from maskprune.groups import Group, Groups, Slice
+from maskprune.network import Params
+
+
+Convolution = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Initial = Literal["he", "thesis"]
+
+# A normal cut at two standard deviations has this standard deviation itself.
+_CUT_STD = 0.87962566
+
+
+class FCN(NamedTuple):
+    """A fully convolutional network as pure functions.
+
+    Attributes:
+        init: `init(key) -> params`, `{"conv1": {"kernel": float32[k, k, I, O], "bias": float32[O]}, ...}`.
+        apply: `apply(params, pictures) -> outputs`, float[N, H, W, I] to float[N, H, W, O].
+        activations: `activations(params, pictures) -> {layer: float[N, H, W, C]}`, each after its ReLU.
+        groups: The prunable masks: every layer but the last.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, jax.Array], jax.Array]
+    activations: Callable[[Params, jax.Array], dict[str, jax.Array]]
+    groups: Groups
+
+
+def fcn(
+    widths: Sequence[int] = (5, 5),
+    *,
+    kernel: int | Sequence[int] = 5,
+    inputs: int = 1,
+    outputs: int = 1,
+    initial: Initial = "he",
+    convolution: Convolution = conv2d,
+) -> FCN:
+    """Builds a fully convolutional network: stride 1, zero padding, bias, and ReLU after every layer, the last too.
+
+    Args:
+        widths: Masks of each prunable layer. The output layer comes on top, with `outputs` masks.
+        kernel: Odd kernel size, one for all layers or one for each (the output layer included).
+        inputs: Channels of the pictures.
+        outputs: Channels of the result.
+        initial: Distribution of the initial weights: `"he"` (see `he_initial`) or `"thesis"` (truncated normal with
+            standard deviation 0.05, biases 0).
+        convolution: `convolution(inputs, kernel, bias)`, stride 1, same size.
+
+    Raises:
+        ValueError: A width or kernel size is out of range, or their counts do not fit.
+    """
+    sizes = _kernel_sizes(kernel, len(widths) + 1)
+    channels = [inputs, *widths, outputs]
+    if min(channels) < 1:
+        raise ValueError(f"The layer widths are {channels}: each must be at least 1.")
+    shapes = [(k, k, i, o) for k, (i, o) in zip(sizes, itertools.pairwise(channels), strict=True)]
+    draw = _initials(initial)
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, len(shapes))
+        return {
+            name: draw(key, shape, last=position == len(shapes) - 1)
+            for position, (name, key, shape) in enumerate(zip(layer_names(len(shapes)), keys, shapes, strict=True))
+        }
+
+    def activations(params: Params, pictures: jax.Array) -> dict[str, jax.Array]:
+        found, flowing = {}, pictures
+        for name in layer_names(len(shapes)):
+            layer = params[name]
+            flowing = found[name] = jax.nn.relu(convolution(flowing, layer["kernel"], layer["bias"]))
+        return found
+
+    def apply(params: Params, pictures: jax.Array) -> jax.Array:
+        return activations(params, pictures)[layer_names(len(shapes))[-1]]
+
+    return FCN(init, apply, activations, _groups(widths))
+
+
+def layer_names(count: int) -> list[str]:
+    return [f"conv{number}" for number in range(1, count + 1)]
+
+
+def he_initial(key: jax.Array, shape: tuple[int, ...], *, last: bool) -> dict[str, jax.Array]:
+    """Truncated normal scaled to standard deviation sqrt(2 / fan-in) (He et al. 2015), with small positive biases."""
+    fan_in = shape[0] * shape[1] * shape[2]
+    kernel = jax.random.truncated_normal(key, -2.0, 2.0, shape) * (np.sqrt(2.0 / fan_in) / _CUT_STD)
+    return {"kernel": kernel, "bias": jnp.full(shape[3], 0.1 if last else 0.05, jnp.float32)}
+
+
+def thesis_initial(key: jax.Array, shape: tuple[int, ...], *, last: bool) -> dict[str, jax.Array]:
+    """Truncated normal of standard deviation 0.05, redrawn beyond two of them, and biases 0: the source document."""
+    del last
+    kernel = jax.random.truncated_normal(key, -2.0, 2.0, shape) * 0.05
+    return {"kernel": kernel, "bias": jnp.zeros(shape[3], jnp.float32)}
+
+
+def multiply_adds(params: Params) -> int:
+    """Multiply-adds per pixel of the picture: the sum of all kernel sizes, since every layer has stride 1."""
+    return sum(int(np.prod(layer["kernel"].shape)) for layer in params.values())
+
+
+def _initials(initial: str) -> Callable[..., dict[str, jax.Array]]:
+    draws: dict[str, Any] = {"he": he_initial, "thesis": thesis_initial}
+    if initial not in draws:
+        raise ValueError(f"`initial` is {initial!r}: use one of {', '.join(draws)}.")
+    return draws[initial]
+
+
+def _kernel_sizes(kernel: int | Sequence[int], layers: int) -> list[int]:
+    sizes = [kernel] * layers if isinstance(kernel, int) else list(kernel)
+    if len(sizes) != layers:
+        raise ValueError(f"`kernel` has {len(sizes)} sizes for {layers} layers: give one, or one for each layer.")
+    if any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"`kernel` is {kernel}: kernel sizes must be odd and positive.")
+    return sizes
+
+
+def _groups(widths: Sequence[int]) -> Groups:
+    names = layer_names(len(widths) + 1)
+    groups = []
+    for name, reader, width in zip(names, names[1:], widths, strict=False):
+        labels = tuple(range(width))
+        own = (Slice(f"{name}/kernel", 3, labels, "out"), Slice(f"{name}/bias", 0, labels, "out"))
+        groups.append(Group(name, width, (*own, Slice(f"{reader}/kernel", 2, labels, "in"))))
+    return Groups(tuple(groups), protected=((names[-1], "its channels are the output of the network"),))

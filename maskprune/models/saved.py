@@ -1,0 +1,92 @@
+"""A network as one `.npz` file: plain arrays and a JSON header, readable without this library, never a pickle."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.models.fcn import fcn
+from maskprune.network import Params
+
+
+FORMAT = "maskprune-fcn-1"
+
+
+def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = None) -> Path:
+    """Writes the parameters of an FCN whole or not at all; an existing file is replaced.
+
+    Args:
+        path: File name, usually ending in `.npz`.
+        params: As from `FCN.init`, or compacted.
+        about: JSON-able facts to keep with the network.
+    """
+    path = Path(path)
+    arrays = {f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()}
+    header = json.dumps({"format": FORMAT, "layers": list(params), "about": dict(about or {})})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, header=np.array(header), **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load(path: str | Path) -> tuple[Any, Params]:
+    """Reads a saved network.
+
+    Returns:
+        `(apply, params)` with `apply(params, pictures) -> outputs`, float32[N, H, W, I] to float32[N, H, W, O].
+
+    Raises:
+        ValueError: The file is not a saved network, or its arrays do not fit together.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    header = _header(arrays.pop("header", None), path)
+    params = {
+        layer: {n: _array(arrays, f"{layer}/{n}", path) for n in ("kernel", "bias")} for layer in header["layers"]
+    }
+    kernels = [layer["kernel"].shape for layer in params.values()]
+    _check_chain(kernels, params, path)
+    model = fcn(
+        [shape[3] for shape in kernels[:-1]],
+        kernel=[shape[0] for shape in kernels],
+        inputs=kernels[0][2],
+        outputs=kernels[-1][3],
+    )
+    return jax.jit(model.apply), params
+
+
+def _header(raw: np.ndarray | None, path: Any) -> dict[str, Any]:
+    try:
+        header = json.loads(str(raw))
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.get("layers"):
+        raise ValueError(f"`{path}` is not a network saved by maskprune (its header does not say {FORMAT}).")
+    return header
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str, path: Any) -> jax.Array:
+    if name not in arrays:
+        raise ValueError(f"`{path}` has no array `{name}`: the file is incomplete.")
+    return jnp.asarray(arrays[name])
+
+
+def _check_chain(kernels: list[tuple[int, ...]], params: Params, path: Any) -> None:
+    square = all(len(shape) == 4 and shape[0] == shape[1] and shape[0] % 2 == 1 for shape in kernels)
+    linked = square and all(a[3] == b[2] for a, b in itertools.pairwise(kernels))
+    if not linked or any(layer["bias"].shape != layer["kernel"].shape[3:] for layer in params.values()):
+        raise ValueError(f"`{path}`: the arrays do not form a chain of convolutions; the kernels are {kernels}.")
