@@ -1,0 +1,42 @@
+"""What a mask puts out on real data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from maskprune.network import Network, Params, effective_params
+from maskprune.select.base import Scores, Selector
+
+
+Statistic = Literal["mean", "std", "zeros"]
+
+
+def activation(
+    activations: Callable[[Params, Any], Mapping[str, jax.Array]], statistic: Statistic = "mean"
+) -> Selector:
+    """A statistic of each mask's output over the batch, all pictures and pixels alike.
+
+    Args:
+        activations: `activations(params, batch) -> {group: float[..., C]}`; may hold more names than there are groups.
+        statistic: `"mean"` (Tan & Motani 2020), `"std"` (Molchanov et al. 2017), or `"zeros"`, the share of exact
+            zeros, where the mask with the most goes first (Hu et al. 2016).
+    """
+    functions: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "mean": lambda values: jnp.mean(values, axis=0),
+        "std": lambda values: jnp.std(values, axis=0),
+        "zeros": lambda values: -jnp.mean(values == 0, axis=0, dtype=jnp.float32),
+    }
+    if statistic not in functions:
+        raise ValueError(f"`statistic` is {statistic!r}: use one of {', '.join(functions)}.")
+
+    def score(key: jax.Array, network: Network, batch: Any) -> Scores:
+        del key
+        found = activations(effective_params(network), batch)
+        columns = {g.name: found[g.name].reshape(-1, g.size) for g in network.groups}
+        return {name: functions[statistic](values) for name, values in columns.items()}
+
+    return score

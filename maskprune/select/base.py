@@ -1,0 +1,142 @@
+"""What selectors share: the signature, views of the parameters mask by mask, wrappers, and the order of removal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.groups import Group, Role, Slice, leaves_by_path
+from maskprune.network import Network, Params, effective_params
+
+
+Scores = dict[str, jax.Array]  # {group: float[C]}
+
+
+class Selector(Protocol):
+    """Scores masks; the lowest goes first.
+
+    Called as `selector(key, network, batch)`: a PRNG key, the network, and a sample of training data of whatever form
+    the user's loss takes. Returns `{group: float[C]}`, finite at enabled masks; what disabled masks score is ignored.
+    """
+
+    def __call__(self, key: jax.Array, network: Network, batch: Any, /) -> Scores: ...
+
+
+def mask_sums(
+    group: Group, tree: Params, *, roles: Sequence[Role] = ("out",), of: Callable[[jax.Array], jax.Array] = lambda x: x
+) -> jax.Array:
+    """Sums `of(entry)` over the entries of every mask of a group.
+
+    Args:
+        group: The group.
+        tree: Pytree like the parameters (the parameters themselves, gradients, products of both ...).
+        roles: `("out",)` for a mask's own numbers, `("in",)` for those that read it.
+        of: Elementwise function, such as `jnp.abs`.
+
+    Returns:
+        float[C].
+    """
+    leaves = leaves_by_path(tree)
+    total = jnp.zeros(group.size)
+    for piece in group.slices:
+        if piece.role in roles:
+            rows = jnp.moveaxis(of(leaves[piece.leaf]), piece.axis, 0).reshape(len(piece.labels), -1)
+            total = total + _by_mask(piece, group.size, jnp.sum(rows, axis=1))
+    return total
+
+
+def mask_vectors(group: Group, params: Params) -> jax.Array:
+    """The own numbers of every mask (kernel, bias) as one row each: float[C, D].
+
+    A mask that owns fewer positions of a leaf than another is filled up with zeros.
+    """
+    leaves = leaves_by_path(params)
+    return jnp.concatenate([_rows(piece, group.size, leaves[piece.leaf]) for piece in group.with_role("out")], axis=1)
+
+
+def outgoing_norms(network: Network) -> Scores:
+    """Euclidean norm of what reads each mask: `{group: float[C]}`."""
+    params = effective_params(network)
+    return {g.name: jnp.sqrt(mask_sums(g, params, roles=("in",), of=jnp.square)) for g in network.groups}
+
+
+def reverse(selector: Selector) -> Selector:
+    """The opposite order: what the selector keeps longest goes first."""
+
+    def score(key: jax.Array, network: Network, batch: Any) -> Scores:
+        return {name: -values for name, values in selector(key, network, batch).items()}
+
+    return score
+
+
+def standardize(selector: Selector) -> Selector:
+    """Scores shifted and scaled, group by group, to mean 0 and deviation 1 over the enabled masks.
+
+    Scores of layers with 26 and 126 numbers a mask are not comparable as they stand.
+    """
+
+    def score(key: jax.Array, network: Network, batch: Any) -> Scores:
+        scores = selector(key, network, batch)
+        return {name: _standardized(values, network.enabled[name]) for name, values in scores.items()}
+
+    return score
+
+
+def rank(scores: Mapping[str, Any], network: Network) -> list[tuple[str, int]]:
+    """All masks in the order of removal: lowest score first, ties by smaller outgoing norm, then in network order.
+
+    Args:
+        scores: `{group: float[C]}`, one entry for every group of `network`.
+        network: Gives the groups and the outgoing norms.
+
+    Returns:
+        Pairs `(group name, mask number)`. A NaN counts as infinity. Reads the device.
+
+    Raises:
+        ValueError: A group is missing or a score array has the wrong shape.
+    """
+    norms = outgoing_norms(network)
+    rows = []
+    for position, group in enumerate(network.groups):
+        values, ties = _host_scores(scores, group), np.asarray(norms[group.name], np.float64)
+        rows += [(values[i], ties[i], position, i, group.name) for i in range(group.size)]
+    rows.sort()
+    return [(name, number) for *_, number, name in rows]
+
+
+def _host_scores(scores: Mapping[str, Any], group: Group) -> np.ndarray:
+    if group.name not in scores:
+        raise ValueError(
+            f"The selector gave no scores for group `{group.name}`, only for {', '.join(scores) or 'none'}."
+        )
+    values = np.asarray(scores[group.name], np.float64)
+    if values.shape != (group.size,):
+        raise ValueError(f"The selector's scores of `{group.name}` have shape {values.shape}, not ({group.size},).")
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def _by_mask(piece: Slice, size: int, values: jax.Array) -> jax.Array:
+    labels = np.asarray(piece.labels)
+    # Positions of no mask (-1) are summed into a last bin that is dropped.
+    return jax.ops.segment_sum(values, np.where(labels < 0, size, labels), num_segments=size + 1)[:size]
+
+
+def _rows(piece: Slice, size: int, leaf: jax.Array) -> jax.Array:
+    rows = jnp.moveaxis(leaf, piece.axis, 0).reshape(len(piece.labels), -1)
+    rows = jnp.concatenate([rows, jnp.zeros((1, rows.shape[1]), rows.dtype)])  # the last row stands for "no position"
+    owned = [np.flatnonzero(np.asarray(piece.labels) == mask) for mask in range(size)]
+    most = max(len(positions) for positions in owned)
+    index = np.array([[*positions, *[-1] * (most - len(positions))] for positions in owned], np.int32).reshape(
+        size, most
+    )
+    return rows[index].reshape(size, -1)
+
+
+def _standardized(values: jax.Array, enabled: jax.Array) -> jax.Array:
+    mean = jnp.mean(values, where=enabled)
+    deviation = jnp.std(values, where=enabled)
+    return (values - mean) / jnp.where(deviation > 0, deviation, 1.0)
