@@ -1,0 +1,144 @@
+"""Data sets from whatever the user has: the two functions that everything else calls.
+
+`make_dataset` and `make_pairs` join the rooms beside this one: sources, preparation, assembly, cache. What comes out is
+plain numpy; it must know nothing of devices, batches or networks.
+"""
+
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Literal
+
+from maskprune.data import cache as store
+from maskprune.data import targets as own_targets
+from maskprune.data.assemble import Recipe, assemble
+from maskprune.data.prepare import Progress, in_parallel, prepare_all
+from maskprune.data.sources import Item, Source, limited, open_source, pair_source
+from maskprune.data.split import Dataset as Dataset
+from maskprune.data.split import Split as Split
+from maskprune.data.split import pack, unpack
+from maskprune.data.targets import Target
+
+
+CacheFolder = Path | str | Literal["user"] | None
+
+
+def make_dataset(
+    target: Target,
+    source: Path | str | None = None,
+    *,
+    size: int = 256,
+    tiles: int | None = None,
+    evaluation_share: float = 0.3,
+    split_seed: int = 0,
+    limit: int | None = None,
+    cache: CacheFolder = "user",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Makes a data set whose targets are computed from the pictures.
+
+    The target is computed on the whole picture, then both are cut alike. Pictures smaller than a crop are skipped and
+    counted, never padded. Of pictures with equal pixels one is kept. Memory holds the crops and one picture per worker.
+
+    Args:
+        target: what is to be learned, such as `sobel()`.
+        source: None for the photographs bundled with scikit-image; a folder of pictures; a VOCdevkit or BSDS500 root;
+            an `.npz` with `pictures` uint8[N, H, W] or [N, H, W, 3], or with `inputs` uint8[N, H, W] and `targets`
+            (uint8, uint16 or bool), which then take the place of `target`. Where there are folders `train` and `val`,
+            they are the two sides; otherwise the split is drawn by picture.
+        size: side of a crop, in pixels.
+        tiles: the most crops per picture, from one grid in its centre; None: 4 for the bundled photographs, else 1.
+        evaluation_share: the share of pictures to judge by, strictly between 0 and 1; each side gets at least one.
+        split_seed: decides the split, and which pictures `limit` leaves.
+        limit: the most pictures to read, at least 2; those that turn out unusable count.
+        cache: "user" for a folder in the user's cache, another folder, or None. Keyed by content; never pruned. Only
+            this library's own targets are stored, since a change in a user's function could not be seen.
+        workers: threads; None: as many as processors, at most 8.
+        progress: called with (done, total) pictures; not at all when the cache has the answer.
+
+    Returns:
+        The data set.
+
+    Raises:
+        FileNotFoundError: there is nothing at `source`.
+        ValueError: an option is out of range, or fewer than two pictures can be used; says what was found.
+    """
+    opened = open_source(source)
+    has_targets = any(item.target is not None for item in opened.items)
+    recipe = Recipe(size, opened.tiles if tiles is None else tiles, evaluation_share, split_seed, limit)
+    name = f"targets of {Path(opened.description).name}" if has_targets else target.name
+    folder = _cache_folder(cache) if has_targets or target.function.__module__ == own_targets.__name__ else None
+    dataset = _make(opened, recipe, None if has_targets else target, folder, workers=workers, progress=progress)
+    note = (f"the source has targets of its own; {target.name} was not computed",) if has_targets else ()
+    return replace(dataset, target_name=name, notes=note + dataset.notes)
+
+
+def make_pairs(
+    inputs_dir: Path | str,
+    targets_dir: Path | str,
+    *,
+    size: int = 256,
+    tiles: int = 1,
+    evaluation_share: float = 0.3,
+    split_seed: int = 0,
+    limit: int | None = None,
+    cache: CacheFolder = "user",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Makes a data set of the user's own task: a folder of pictures and a folder of targets.
+
+    Files are matched by their path below the folder without the suffix. What has no partner, or a partner of another
+    size, is skipped and counted. A target is grey, 8 or 16 bit; if one has 16 bits all are stored as uint16.
+
+    Args:
+        inputs_dir: pictures to look at.
+        targets_dir: pictures to produce.
+        size, tiles, evaluation_share, split_seed, limit, cache, workers, progress: as for `make_dataset`.
+
+    Returns:
+        The data set; `binary` if every target pixel is 0 or the largest value.
+
+    Raises:
+        NotADirectoryError: one of the two is not a folder.
+        ValueError: an option is out of range, or fewer than two pairs can be used; says what was found.
+    """
+    recipe = Recipe(size, tiles, evaluation_share, split_seed, limit)
+    source = pair_source(inputs_dir, targets_dir)
+    dataset = _make(source, recipe, None, _cache_folder(cache), workers=workers, progress=progress)
+    return replace(dataset, target_name=Path(targets_dir).name)
+
+
+def _cache_folder(cache: CacheFolder) -> Path | None:
+    return store.user_folder() if cache == "user" else None if cache is None else Path(cache)
+
+
+def _make(
+    source: Source,
+    recipe: Recipe,
+    target: Target | None,
+    folder: Path | None,
+    *,
+    workers: int | None,
+    progress: Progress | None,
+) -> Dataset:
+    items = limited(source.items, recipe.limit, recipe.split_seed)
+    key = "" if folder is None else _key(source._replace(items=items), recipe, target, workers)
+    found = None if folder is None else store.load(folder, key)
+    if found is not None:
+        return unpack(*found, source=source.description)
+    crops = prepare_all(items, target, size=recipe.size, tiles=recipe.tiles, workers=workers, progress=progress)
+    dataset = assemble(source._replace(items=items), recipe, crops, binary=target.binary if target else None)
+    note = None if folder is None else store.save(folder, key, *pack(dataset))
+    return dataset if note is None else replace(dataset, notes=(note,))
+
+
+def _key(source: Source, recipe: Recipe, target: Target | None, workers: int | None) -> str:
+    """A key of all that decides the arrays: bytes rather than dates of the files, names, options, target."""
+
+    def line(item: Item) -> tuple[str, ...]:
+        return (item.name, item.side or "", store.digest_content(item.picture), store.digest_content(item.target))
+
+    lines = list(in_parallel(line, source.items, workers))
+    goal = (target.function.__qualname__, target.options) if target else None
+    return store.make_key(lines, sorted(source.skipped.items()), astuple(recipe), goal)
