@@ -1,0 +1,54 @@
+"""maskprune finds the smallest convolutional network that still does the job, and hands it back."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from maskprune import data as data
+from maskprune import losses as losses
+from maskprune import metrics as metrics
+from maskprune import models as models
+from maskprune import select as select
+from maskprune.alter import disable as disable
+from maskprune.alter import enable as enable
+from maskprune.alter import freeze as freeze
+from maskprune.alter import reinitialize as reinitialize
+from maskprune.alter import thaw as thaw
+from maskprune.alter import zero_weights as zero_weights
+from maskprune.compact import CompactionError as CompactionError
+from maskprune.compact import check_same as check_same
+from maskprune.compact import compact as compact
+from maskprune.compact import count_params as count_params
+from maskprune.conv import conv2d as conv2d
+from maskprune.groups import Group as Group
+from maskprune.groups import Groups as Groups
+from maskprune.groups import Slice as Slice
+from maskprune.hold import cosine as cosine
+from maskprune.hold import scale_by_progress as scale_by_progress
+from maskprune.minimize import Limits as Limits
+from maskprune.minimize import Round as Round
+from maskprune.minimize import Rules as Rules
+from maskprune.minimize import minimize as minimize
+from maskprune.network import Network as Network
+from maskprune.network import choose as choose
+from maskprune.network import count_enabled as count_enabled
+from maskprune.network import effective_params as effective_params
+from maskprune.network import init_network as init_network
+from maskprune.network import list_masks as list_masks
+from maskprune.network import trainable as trainable
+from maskprune.soap import scale_by_soap as scale_by_soap
+from maskprune.soap import soap as soap
+from maskprune.start import train_start as train_start
+from maskprune.task import PictureTask as PictureTask
+from maskprune.task import picture_task as picture_task
+from maskprune.train import SessionReport as SessionReport
+from maskprune.train import StepInfo as StepInfo
+from maskprune.train import TrainState as TrainState
+from maskprune.train import init_state as init_state
+from maskprune.train import make_session as make_session
+from maskprune.train import make_train_step as make_train_step
+from maskprune.train import stagnation as stagnation
+
+
+try:
+    __version__ = version("maskprune")
+except PackageNotFoundError:  # run from a checkout that was not installed
+    __version__ = "0.0.0"

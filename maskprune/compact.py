@@ -1,0 +1,89 @@
+"""From masks to a physically smaller network that computes the same.
+
+Slicing follows the `Groups`: along every axis that belongs to masks, the positions of disabled ones are left out. The
+function is unchanged, so it must read its widths from the parameters, as every FCN does. Knows no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.groups import leaf_path
+from maskprune.network import Network, Params, effective_params
+
+
+Apply = Callable[..., Any]
+
+
+class CompactionError(RuntimeError):
+    """The small network does not compute what the masked one does."""
+
+
+def compact(apply: Apply, network: Network, *inputs: Any, tolerance: float = 1e-5) -> tuple[Apply, Params]:
+    """Removes disabled masks for good.
+
+    Args:
+        apply: `apply(params, *inputs) -> output`, reading its widths from `params`.
+        network: The masked network.
+        *inputs: Sample inputs. When given, both networks are run on them and compared.
+        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
+
+    Returns:
+        `(small_apply, small_params)`.
+
+    Raises:
+        CompactionError: On the sample inputs the outputs differ by more than rounding.
+    """
+    small = compact_params(network)
+    if inputs:
+        check_same(apply, network, small, *inputs, tolerance=tolerance)
+    return apply, small
+
+
+def compact_params(network: Network) -> Params:
+    """The effective parameters without the positions of disabled masks. Runs outside `jit`, since shapes change."""
+    enabled = {name: np.append(np.asarray(flags), True) for name, flags in network.enabled.items()}
+
+    def shrink(path: Any, leaf: jax.Array) -> jax.Array:
+        for axis in range(leaf.ndim):
+            keep = np.ones(leaf.shape[axis], bool)
+            for group, piece in network.groups.of_leaf(leaf_path(path)):
+                if piece.axis == axis:
+                    keep &= enabled[group.name][np.asarray(piece.labels)]
+            leaf = jnp.compress(keep, leaf, axis=axis)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(shrink, effective_params(network))
+
+
+def check_same(apply: Apply, network: Network, small: Params, *inputs: Any, tolerance: float = 1e-5) -> float:
+    """Compares the masked and the small network on sample inputs.
+
+    Returns:
+        The largest absolute difference of any output number.
+
+    Raises:
+        CompactionError: It exceeds `tolerance` times the largest output magnitude (1 if that is smaller), or an output
+            is not finite.
+    """
+    run = jax.jit(apply)
+    masked, removed = run(effective_params(network), *inputs), run(small, *inputs)
+    pairs = list(zip(jax.tree.leaves(masked), jax.tree.leaves(removed), strict=True))
+    worst = max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
+    scale = max(1.0, *(float(jnp.max(jnp.abs(a))) for a, _ in pairs))
+    if not worst <= tolerance * scale:
+        raise CompactionError(
+            f"The compacted network differs from the masked one by {worst:.3g}, more than {tolerance:.1g} of the "
+            f"largest output {scale:.3g}. Does `apply` read every width from its parameters?"
+        )
+    return worst
+
+
+def count_params(params: Params) -> int:
+    """How many numbers a pytree of arrays holds."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))

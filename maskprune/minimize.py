@@ -1,0 +1,277 @@
+"""Minimizing a network: which masks can go while it still does its job?
+
+The loop is plain Python: a generator that yields one `Round` after another, so logging, saving, plotting and stopping
+are ordinary code around it. A round selects masks, disables them, trains on with a fresh optimizer, and judges.
+Stepping back is using the earlier state, which nothing has touched. Knows no pictures, no framework and no model:
+training, evaluation and selection are handed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from maskprune.alter import disable
+from maskprune.network import choose, count_enabled
+from maskprune.select.base import Selector, rank
+from maskprune.train import SessionReport, TrainState, init_state
+
+
+Train = Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]]
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a candidate is chosen and judged.
+
+    Attributes:
+        threshold: A candidate is accepted at this share of the reference score or more, in (0, 1].
+        reference: Which network sets the reference score: the `"initial"` one; the `"previous"` accepted one, which
+            compounds (0.85 eight times over is 0.27); or the `"best"` so far.
+        control: The reference network also gets each short session, so that "more training" is not mistaken for
+            "fewer masks are as good". Doubles the cost.
+        retry: Refused masks are tried again after the next acceptance (`"accepted"`) or `"never"`.
+        min_enabled: Masks that stay in every group.
+        count: Masks disabled at once. When every choice is refused, it is halved, down to 1.
+    """
+
+    threshold: float = 0.95
+    reference: Literal["initial", "previous", "best"] = "initial"
+    control: bool = False
+    retry: Literal["accepted", "never"] = "accepted"
+    min_enabled: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"`threshold` is {self.threshold}: it is a share of the reference score, in (0, 1].")
+        if self.reference not in ("initial", "previous", "best"):
+            raise ValueError(f'`reference` is {self.reference!r}: use "initial", "previous" or "best".')
+        if self.retry not in ("accepted", "never"):
+            raise ValueError(f'`retry` is {self.retry!r}: use "accepted" or "never".')
+        if self.min_enabled < 0 or self.count < 1:
+            raise ValueError(f"`min_enabled` is {self.min_enabled} and `count` {self.count}: at least 0 and 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When to stop before every mask is refused. None: no limit; all are checked between rounds.
+
+    Attributes:
+        rounds: At most this many rounds.
+        steps: No new round once this many gradient steps were spent in rounds.
+        seconds: No new round after this time.
+        masks: Stop when no more than this many masks are enabled.
+    """
+
+    rounds: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    masks: int | None = None
+
+
+class Round(NamedTuple):
+    """One select, train and judge cycle. Round 0 judges the network as given.
+
+    Attributes:
+        number: From 0.
+        chosen: Masks tried, `{group: [numbers]}`; empty in round 0.
+        accepted: Whether the candidate was kept.
+        reason: The verdict in words.
+        score: Of the candidate; higher is better.
+        reference: The score it was compared with.
+        required: The score it had to reach.
+        metrics: Everything `evaluate` said of the candidate.
+        state: The state held after the verdict; after a refusal the very same object as before the round.
+        steps: Gradient steps this round spent, the control's included.
+        seconds: Wall time of the round.
+        stop: Why the search ends after this round, or "" if it goes on.
+    """
+
+    number: int
+    chosen: dict[str, list[int]]
+    accepted: bool
+    reason: str
+    score: float
+    reference: float
+    required: float
+    metrics: dict[str, float]
+    state: TrainState
+    steps: int
+    seconds: float
+    stop: str
+
+
+def minimize(
+    key: jax.Array,
+    state: TrainState,
+    *,
+    train: Train,
+    evaluate: Evaluate,
+    optimizer: optax.GradientTransformation,
+    selector: Selector,
+    batch: Any = None,
+    rules: Rules | None = None,
+    limits: Limits | None = None,
+) -> Iterator[Round]:
+    """Minimizes the size of a trained network, mask by mask.
+
+    Args:
+        key: Root key. Selection and training of every round get keys of their own, by `fold_in`.
+        state: A trained network.
+        train: `train(key, state) -> (state, report)`: one short session.
+        evaluate: `evaluate(state) -> {"score": ..., ...}`; `"score"` decides, higher is better.
+        optimizer: For fresh optimizer states; the one `train` was built with.
+        selector: Scores masks, the lowest goes first. Which may go at all is decided here: enabled, not frozen, not
+            refused, not among the last `min_enabled` of a group.
+        batch: Sample of training data for the selector.
+        rules: How candidates are chosen and judged.
+        limits: When to stop early.
+
+    Yields:
+        A `Round` for the network as given, then one for each candidate. The last one says why the search ended.
+    """
+    search = _Search(state, rules or Rules(), limits or Limits())
+    yield search.begin(dict(evaluate(state)))
+    while not search.stop:
+        began = time.perf_counter()
+        number = search.number + 1
+        select_key, train_key = (jax.random.fold_in(jax.random.fold_in(key, purpose), number) for purpose in (0, 1))
+        order = rank(selector(select_key, search.state.network, batch), search.state.network)
+        chosen = search.pick(order)
+        network = disable(search.state.network, choose(search.state.network, chosen))
+        candidate, report = train(train_key, init_state(network, optimizer, search.state.model_state))
+        control, steps = search.reference_state, len(report.losses)
+        if search.rules.control:
+            control, control_report = train(train_key, _afresh(control, optimizer))
+            steps += len(control_report.losses)
+            search.measure_reference(float(evaluate(control)["score"]))
+        metrics = dict(evaluate(candidate))
+        yield search.judge(chosen, candidate, report, metrics, control=control, steps=steps, began=began)
+
+
+def _afresh(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    return init_state(state.network, optimizer, state.model_state)
+
+
+class _Search:
+    """What never rolls back: the round number, the refused masks, the reference, the budget spent."""
+
+    def __init__(self, state: TrainState, rules: Rules, limits: Limits) -> None:
+        self.state, self.rules, self.limits = state, rules, limits
+        self.reference_state, self.reference_score = state, math.nan
+        self.number, self.count, self.steps, self.began = 0, rules.count, 0, time.perf_counter()
+        self.refused: set[tuple[str, int]] = set()
+        self.stop = ""
+
+    def begin(self, metrics: dict[str, float]) -> Round:
+        self.reference_score = float(metrics["score"])
+        if not math.isfinite(self.reference_score):
+            raise ValueError(f"The network to minimize scores {self.reference_score}: train it first.")
+        self.stop = self._stop()
+        required = self.rules.threshold * self.reference_score
+        said = "the network to minimize"
+        score = self.reference_score
+        return Round(0, {}, True, said, score, score, required, metrics, self.state, 0, 0.0, self.stop)
+
+    def pick(self, order: list[tuple[str, int]]) -> dict[str, list[int]]:
+        """The first `count` eligible masks of the order."""
+        eligible, left = self._eligible(), count_enabled(self.state.network)
+        chosen: dict[str, list[int]] = {}
+        for name, number in order:
+            if sum(map(len, chosen.values())) == self.count:
+                break
+            if (name, number) in eligible and left[name] > self.rules.min_enabled:
+                chosen.setdefault(name, []).append(number)
+                left[name] -= 1
+        return chosen
+
+    def judge(
+        self,
+        chosen: dict[str, list[int]],
+        candidate: TrainState,
+        report: SessionReport,
+        metrics: dict[str, float],
+        *,
+        control: TrainState,
+        steps: int,
+        began: float,
+    ) -> Round:
+        score, reference = float(metrics["score"]), self.reference_score
+        required = self.rules.threshold * reference
+        accepted, reason = _verdict(score, required, report)
+        if accepted:
+            self._accept(candidate, score, control)
+        else:
+            self.refused |= {(name, number) for name, numbers in chosen.items() for number in numbers}
+        self.number, self.steps = self.number + 1, self.steps + steps
+        self._halve_count()
+        self.stop = self._stop()
+        seconds = time.perf_counter() - began
+        held = self.state
+        return Round(
+            self.number, chosen, accepted, reason, score, reference, required, metrics, held, steps, seconds, self.stop
+        )
+
+    def measure_reference(self, score: float) -> None:
+        """Takes the control's score as the reference, unless its training failed."""
+        if math.isfinite(score):
+            self.reference_score = score
+
+    def _accept(self, candidate: TrainState, score: float, control: TrainState) -> None:
+        self.state = candidate
+        self.reference_state = control
+        if self.rules.retry == "accepted":
+            self.refused = set()
+        kind = self.rules.reference
+        if kind == "previous" or (kind == "best" and score >= self.reference_score):
+            self.reference_state, self.reference_score = candidate, score
+
+    def _halve_count(self) -> None:
+        if self.count > 1 and not self._eligible():
+            self.count //= 2
+            if self._eligible(but=set()):
+                self.refused = set()
+
+    def _eligible(self, but: set[tuple[str, int]] | None = None) -> set[tuple[str, int]]:
+        """Masks that may go: enabled, not frozen, not refused, not among the last of their group."""
+        network, left = self.state.network, count_enabled(self.state.network)
+        found = set()
+        for name, flags in network.enabled.items():
+            free = np.asarray(flags) & ~np.asarray(network.frozen[name])
+            if left[name] > self.rules.min_enabled:
+                found |= {(name, int(number)) for number in np.flatnonzero(free)}
+        return found - (self.refused if but is None else but)
+
+    def _stop(self) -> str:
+        limits, spent = self.limits, time.perf_counter() - self.began
+        enabled = sum(count_enabled(self.state.network).values())
+        if limits.masks is not None and enabled <= limits.masks:
+            return f"the target of {limits.masks} masks is reached"
+        if not self._eligible():
+            return "every mask that may go was refused" if self.refused else "no mask may go"
+        if limits.rounds is not None and self.number >= limits.rounds:
+            return f"the limit of {limits.rounds} rounds is reached"
+        if limits.steps is not None and self.steps >= limits.steps:
+            return f"the limit of {limits.steps} steps is reached"
+        if limits.seconds is not None and spent >= limits.seconds:
+            return f"the limit of {limits.seconds:g} seconds is reached"
+        return ""
+
+
+def _verdict(score: float, required: float, report: SessionReport) -> tuple[bool, str]:
+    if not report.finite:
+        return False, f"training failed: {report.stopped}"
+    if not math.isfinite(score):
+        return False, f"the score is {score}"
+    if score >= required:
+        return True, f"{score:.4f} reaches {required:.4f}"
+    return False, f"{score:.4f} stays below {required:.4f}"

@@ -1,0 +1,108 @@
+"""A picture-to-picture task: how batches are drawn, what is learned, and how well it is done.
+
+The one place where data, losses and metrics meet a model; everything above works with these plain functions and knows
+no pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from maskprune import losses, metrics
+from maskprune.data.batches import DeviceSplit, draw_batch, to_device, to_unit
+from maskprune.data.split import Dataset
+from maskprune.network import Params, effective_params
+from maskprune.train import TrainState
+
+
+PictureLoss = Callable[..., jax.Array]
+Batch = tuple[jax.Array, jax.Array]
+
+
+class PictureTask(NamedTuple):
+    """A task as plain functions.
+
+    Attributes:
+        loss: `loss(params, batch) -> float32[]`, for `make_train_step`.
+        draw: `draw(key, data) -> batch`, for `make_session`: random crops, (inputs, targets), float32[B, c, c, 1] each.
+        data: The training pictures on the device, for `session.run`.
+        evaluate: `evaluate(state) -> {"score": ..., "f1": ..., ...}` over all evaluation pictures. The score is the
+            macro soft F1.
+        sample: One fixed batch of training crops, for selectors.
+    """
+
+    loss: Callable[[Params, Batch], jax.Array]
+    draw: Callable[[jax.Array, DeviceSplit], Batch]
+    data: DeviceSplit
+    evaluate: Callable[[TrainState], dict[str, float]]
+    sample: Batch
+
+
+def picture_task(
+    apply: Callable[[Params, jax.Array], jax.Array],
+    dataset: Dataset,
+    *,
+    loss: PictureLoss = losses.mse,
+    border: int = 6,
+    batch: int = 8,
+    crop: int = 64,
+    sample: int = 32,
+) -> PictureTask:
+    """Joins a model and pictures.
+
+    Args:
+        apply: `apply(params, pictures) -> outputs`, float32[N, H, W, 1] both.
+        dataset: From `maskprune.data`.
+        loss: `loss(outputs, targets, border=...)`, one of `maskprune.losses` or of their form.
+        border: Pixels left out at each side of a crop or picture, in the loss and in the scores, because zero padding
+            makes false edges there.
+        batch: Crops of a batch.
+        crop: Their side, in pixels.
+        sample: Crops of `PictureTask.sample`.
+
+    Raises:
+        ValueError: The border leaves nothing of a crop, or the crop is larger than the pictures.
+    """
+    if not 2 * border < crop <= dataset.size:
+        raise ValueError(
+            f"`crop` is {crop}: it must be larger than twice the border ({border}) and at most {dataset.size}, the "
+            f"side of the pictures."
+        )
+    data = to_device(dataset.train)
+
+    def batch_loss(params: Params, found: Batch) -> jax.Array:
+        inputs, targets = found
+        return loss(apply(params, inputs), targets, border=border)
+
+    def draw(key: jax.Array, split: DeviceSplit) -> Batch:
+        return draw_batch(key, split, batch=batch, crop=crop)
+
+    fixed = draw_batch(jax.random.key(0), data, batch=sample, crop=crop)
+    return PictureTask(batch_loss, draw, data, _evaluation(apply, to_device(dataset.evaluation), border), fixed)
+
+
+def _evaluation(apply: Callable[..., jax.Array], data: DeviceSplit, border: int) -> Callable[[TrainState], dict]:
+    @jax.jit
+    def sums(params: Params, pictures: DeviceSplit) -> jax.Array:
+        def one(picture: tuple[jax.Array, jax.Array]) -> jax.Array:
+            inputs, targets = (to_unit(side)[None] for side in picture)
+            return metrics.picture_sums(apply(params, inputs), targets, border=border)[0]
+
+        return jax.lax.map(one, (pictures.inputs, pictures.targets))  # one at a time: it stays in the cache
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        scores = metrics.scores_from_sums(np.asarray(sums(effective_params(state.network), data)))
+        return {"score": scores["f1"], **scores}
+
+    return evaluate
+
+
+def no_better_than_constant(metrics_found: dict[str, Any], *, least_r2: float = 0.1) -> str:
+    """Why a trained start is no use, or "": its output is dead, or explains less than `least_r2` of the variance."""
+    if metrics_found["r2"] >= least_r2:
+        return ""
+    return f"its output is no better than a constant (R² {metrics_found['r2']:.2f})"

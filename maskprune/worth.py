@@ -1,0 +1,77 @@
+"""What is one mask worth? The three tests of the source document, as alterations, and one way to run any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from maskprune.alter import Chosen, disable, freeze, zero_weights
+from maskprune.network import Network
+from maskprune.train import SessionReport, TrainState, init_state
+
+
+class Worth(NamedTuple):
+    """Scores around an alteration.
+
+    Attributes:
+        before: Score of the network as given.
+        at_once: Score right after the alteration, untrained.
+        after: Score after the session.
+        state: The trained state, for a look at what the masks have become.
+    """
+
+    before: float
+    at_once: float
+    after: float
+    state: TrainState
+
+    @property
+    def drop(self) -> float:
+        """1 - score at once / score before: how much the network relied on what was altered."""
+        return 1.0 - self.at_once / self.before
+
+
+def zeroed(network: Network, chosen: Chosen) -> Network:
+    """Test 1, "disabled": the kernels are set to zero once, and everything may learn, the zeroed masks included."""
+    return zero_weights(network, chosen)
+
+
+def disabled_and_frozen(network: Network, chosen: Chosen) -> Network:
+    """Test 2, "disabled and frozen": the masks contribute nothing and never learn. The one the minimization uses."""
+    return disable(network, chosen)
+
+
+def zeroed_alone(network: Network, chosen: Chosen) -> Network:
+    """Test 3, "disabled, others frozen": the kernels are set to zero, and only these masks and the output may learn."""
+    others = {group.name: ~chosen[group.name] for group in network.groups}
+    return freeze(zero_weights(network, chosen), others)
+
+
+def worth(
+    key: jax.Array,
+    state: TrainState,
+    chosen: Chosen,
+    *,
+    alteration: Callable[[Network, Chosen], Network],
+    train: Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]],
+    evaluate: Callable[[TrainState], Mapping[str, Any]],
+    optimizer: optax.GradientTransformation,
+) -> Worth:
+    """Alters masks, trains with a fresh optimizer, and scores before, at once and after.
+
+    Args:
+        key: Key of the session.
+        state: A trained network; it is left as it is.
+        chosen: Which masks, from `choose`.
+        alteration: One of the three tests above, or any function of their form.
+        train: `train(key, state) -> (state, report)`, one session.
+        evaluate: `evaluate(state) -> {"score": ...}`.
+        optimizer: The one `train` was built with.
+    """
+    altered = init_state(alteration(state.network, chosen), optimizer, state.model_state)
+    trained, _ = train(key, altered)
+    before, at_once, after = (float(evaluate(each)["score"]) for each in (state, altered, trained))
+    return Worth(before, at_once, after, trained)
