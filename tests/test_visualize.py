@@ -1,0 +1,228 @@
+"""Pictures tell the truth: colour by sign, brightness by size, strokes on what is absent; equal data, equal bytes."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from maskprune import _canvas, visualize
+from maskprune._canvas import PALETTE
+
+
+def network(rng, widths=(1, 3, 2, 1), size=(5, 5)):
+    sizes = itertools.pairwise(widths)
+    return {
+        f"conv{n}": {"kernel": rng.normal(size=(*size, cin, c)).astype(np.float32), "bias": np.zeros(c, np.float32)}
+        for n, (cin, c) in enumerate(sizes, 1)
+    }
+
+
+def history():
+    verdicts = [("reference", 10, 0.9), ("accepted", 9, 0.89), ("refused", 8, 0.2), ("accepted", 8, 0.88)]
+    return [
+        {"number": n, "verdict": verdict, "masks": masks, "score": score, "reference": 0.9, "required": 0.85}
+        for n, (verdict, masks, score) in enumerate(verdicts)
+    ]
+
+
+def where(picture, colour):
+    return np.all(np.asarray(picture) == np.rint(_canvas.rgb(colour)), axis=-1)
+
+
+def beyond_legend(picture, colour):
+    empty = {"a": {"kernel": np.zeros((3, 3, 1, 1))}}
+    return int(where(picture, colour).sum() - where(visualize.masks_picture(empty, {}), colour).sum())
+
+
+@pytest.mark.parametrize(("sign", "colour", "other"), [(1, "positive", "negative"), (-1, "negative", "positive")])
+def test_the_largest_weight_has_the_full_colour_of_its_sign(sign, colour, other):
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 2] = sign * 0.3
+    picture = visualize.masks_picture({"a": {"kernel": kernel}}, {})
+    assert beyond_legend(picture, getattr(PALETTE, colour)) > 300  # one cell of 23 × 23, less its minus sign
+    assert beyond_legend(picture, getattr(PALETTE, other)) == 0
+
+
+def test_a_bias_grows_to_the_side_of_its_sign():
+    row = np.array(_canvas.bar(0.5, 1.0, (41, 3)))[0]
+    left, right = (np.flatnonzero(np.all(row == _canvas.rgb(c), axis=-1)) for c in (PALETTE.negative, PALETTE.positive))
+    assert left.size == 0 and right.min() > 20 and right.size == 10
+    mirrored = np.array(_canvas.bar(-0.5, 1.0, (41, 3)))[0]
+    assert np.flatnonzero(np.all(mirrored == _canvas.rgb(PALETTE.negative), axis=-1)).max() < 20
+
+
+def test_brightness_follows_magnitude():
+    steps = np.linspace(0, 1, 9, dtype=np.float32)[None]
+    for sign, channel in ((1, 1), (-1, 0)):
+        assert np.all(np.diff(np.array(_canvas.signed(sign * steps, 1.0))[0, :, channel].astype(int)) > 0)
+
+
+def test_signs_can_be_told_apart_without_hue():
+    red, green = (float(_canvas.rgb(c) @ (0.299, 0.587, 0.114)) for c in (PALETTE.negative, PALETTE.positive))
+    assert abs(red - green) > 10
+    cells = np.array([[-1.0, 1.0]], np.float32)
+    plain = _canvas.enlarged(_canvas.signed(cells, 1.0), 12)
+    marked = np.any(np.array(_canvas.dashed(plain, cells < 0, 12)) != np.array(plain), axis=-1)
+    assert marked[:, :12].any() and not marked[:, 12:].any()
+
+
+def test_a_disabled_mask_is_dimmed_and_crossed_out(rng):
+    params = network(rng)
+    alive = visualize.masks_picture(params, {"conv1": [True] * 3})
+    struck = visualize.masks_picture(params, {"conv1": [True, False, True]})
+    assert alive.size == struck.size
+    assert beyond_legend(struck, PALETTE.ink) - beyond_legend(alive, PALETTE.ink) > 100
+    changed = np.flatnonzero(np.any(np.array(alive)[110:210] != np.array(struck)[110:210], axis=(0, 2)))
+    assert changed.size and changed.max() - changed.min() < 75  # conv1: its own column and no other
+
+
+def test_a_kernel_that_reads_a_disabled_mask_is_struck(rng):
+    params = network(rng, (1, 2, 1))
+    params["conv1"]["kernel"][:] = 0.0
+    params["conv2"]["kernel"][:, :, 0] = 0.0
+    params["conv2"]["kernel"][0, 0, 1] = 9.0
+    full = beyond_legend(visualize.masks_picture(params, {}), PALETTE.positive)
+    reads_nothing = beyond_legend(visualize.masks_picture(params, {"conv1": [True, False]}), PALETTE.positive)
+    unrelated = beyond_legend(visualize.masks_picture(params, {"conv1": [False, True]}), PALETTE.positive)
+    assert reads_nothing == 0 < unrelated == full
+
+
+@pytest.mark.parametrize("poison", [1e6, np.nan, np.inf])
+def test_a_disabled_mask_does_not_change_the_brightness_of_the_others(rng, poison):
+    params, enabled = network(rng), {"conv1": [True, False, True], "conv2": [True, True]}
+    before = np.array(visualize.masks_picture(params, enabled))
+    params["conv1"]["kernel"][..., 1] = poison
+    params["conv1"]["bias"][1] = poison
+    params["conv2"]["kernel"][:, :, 1] = poison
+    after = np.array(visualize.masks_picture(params, enabled))
+    bright = before.max(axis=-1) > 120  # brighter than anything dimmed can be
+    assert bright.sum() > 1000 and np.any(before != after)
+    np.testing.assert_array_equal(after[bright], before[bright])
+
+
+def test_layers_are_ordered_by_number(rng):
+    params = {f"conv{n}": layer for n, layer in zip((1, 2, 10), network(rng).values(), strict=True)}
+    as_jax_sorts = {name: params[name] for name in sorted(params)}
+    assert list(as_jax_sorts) != list(params)
+    pictures = [visualize.masks_picture(p, {"conv1": [True, False, True]}) for p in (params, as_jax_sorts)]
+    assert visualize.to_png(pictures[0]) == visualize.to_png(pictures[1])
+
+
+def test_equal_values_give_equal_bytes(rng):
+    params, maps = network(rng), {"conv1": rng.random((20, 30, 3), np.float32)}
+    rows = [("one", [("input", maps["conv1"][..., 0]), ("target", maps["conv1"][..., 1])])]
+    draws = [
+        lambda: visualize.masks_picture(params, {"conv1": [True, False, True]}),
+        lambda: visualize.activations_picture(maps, {}),
+        lambda: visualize.comparison_picture(rows),
+        lambda: visualize.score_history(history(), threshold_line=None),
+        lambda: visualize.score_against_size(history()),
+    ]
+    for draw in draws:
+        assert visualize.to_png(draw()) == visualize.to_png(draw())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 7, 2, 1), (2, 2, 1, 50), (9, 9, 4, 3), (5, 1, 40, 2)])
+def test_kernels_of_any_shape_are_drawn(rng, shape):
+    params = {"only": {"kernel": rng.normal(size=shape), "bias": None}}
+    assert min(visualize.masks_picture(params, {"only": np.zeros(shape[-1], bool)}).size) > 50
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 300, 2), (37, 5, 9), (500, 333, 1)])
+def test_activations_of_any_size_are_drawn(rng, shape):
+    maps = rng.normal(size=shape)
+    maps[0, 0, 0] = np.nan
+    alive = np.arange(shape[-1]) > 0
+    picture, struck = (visualize.activations_picture({"a": maps}, e) for e in ({}, {"a": alive}))
+    assert visualize.to_png(picture) != visualize.to_png(struck)
+    assert max(picture.size) < 1600
+
+
+def test_values_that_are_not_finite_are_seen():
+    picture = visualize.activations_picture({"a": np.full((4, 4, 1), np.nan)}, {})
+    assert where(picture, PALETTE.broken).sum() == 176 * 176
+
+
+def test_targets_and_outputs_share_a_range_and_the_error_has_its_own():
+    target, output = np.zeros((8, 8)), np.full((8, 8), 0.5)
+    target[0, 0], error = 1.0, np.full((8, 8), 0.001)
+    error[0, 0] = 0.0
+    row = [("input", 8 * target), ("target", target), ("output", output), ("|error|", error)]
+    pixels = np.array(visualize.comparison_picture([("t", row)]))[..., 0]
+    middle = pixels[150]  # a line through all four pictures
+    starts = [24 + n * 248 + 120 for n in range(4)]
+    assert [int(middle[x]) for x in starts] == [0, 0, 128, 255]
+
+
+@pytest.mark.parametrize("title", ["", "two\nlines", "caf\udce9", "long " * 100])
+def test_any_title_can_be_drawn(title):
+    picture = visualize.comparison_picture([(title, [(title, np.eye(9)), ("target", np.eye(9))])])
+    assert picture.width <= 24 * 2 + 2 * 248
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(arrays.arrays(np.float32, arrays.array_shapes(max_dims=3), elements=st.floats(-1e6, 1e6, width=32)))
+def test_uint8_keeps_order_and_uses_the_whole_range(array):
+    result = visualize.to_uint8(array)
+    assert result.shape == array.shape and result.dtype == np.uint8
+    assert np.all(np.diff(result.ravel()[np.argsort(array, axis=None)].astype(int)) >= 0)
+    assert {int(result.min()), int(result.max())} == ({0} if array.min() == array.max() else {0, 255})
+
+
+def test_uint8_rounds_to_the_nearest():
+    np.testing.assert_array_equal(visualize.to_uint8(np.array([-1.0, 0.0, 1.0, 0.5])), [0, 128, 255, 191])
+
+
+def test_png_holds_the_picture_and_nothing_else(rng):
+    array = rng.random((7, 11))
+    opened = Image.open(io.BytesIO(visualize.to_png(array)))
+    np.testing.assert_array_equal(np.array(opened), visualize.to_uint8(array))
+    assert opened.info == {}
+
+
+def centre(picture, colour):
+    return float(np.flatnonzero(where(picture, colour)[60:].any(axis=1)).mean())  # below the legend
+
+
+@pytest.mark.parametrize("draw", [visualize.score_history, visualize.score_against_size])
+def test_a_refused_round_lies_below_the_accepted_ones(draw):
+    picture = draw(history(), threshold_line=0.85)
+    green, amber, red = (centre(picture, c) for c in (PALETTE.positive, PALETTE.broken, PALETTE.negative))
+    assert green < amber < red
+
+
+@pytest.mark.parametrize("draw", [visualize.score_history, visualize.score_against_size])
+@pytest.mark.parametrize("rounds", [[], history()[:1], history()[2:3], [dict.fromkeys(history()[0])], [{"score": ""}]])
+def test_charts_of_unfinished_runs_are_drawn(draw, rounds):
+    assert draw(rounds, threshold_line=None).size == (1200, 560)
+
+
+def test_errors_name_the_argument_and_what_was_found(rng):
+    params = network(rng)
+    with pytest.raises(ValueError, match=r"enabled\['conv1'\] has shape \(2,\).*3 masks"):
+        visualize.masks_picture(params, {"conv1": [True, False]})
+    with pytest.raises(ValueError, match=r"enabled names \['conv9'\]"):
+        visualize.masks_picture(params, {"conv9": [True]})
+    with pytest.raises(ValueError, match=r"kernel.*\(3, 3\)"):
+        visualize.masks_picture({"a": {"kernel": np.zeros((3, 3))}}, {})
+    with pytest.raises(ValueError, match=r"activations\['a'\] has shape \(4, 4\)"):
+        visualize.activations_picture({"a": np.zeros((4, 4))}, {})
+    with pytest.raises(ValueError, match=r"the stage has 2 maps"):
+        visualize.activations_picture({"a": np.zeros((4, 4, 2))}, {"a": [True]})
+    with pytest.raises(ValueError, match="activations is empty"):
+        visualize.activations_picture({}, {})
+    with pytest.raises(ValueError, match="rows is empty"):
+        visualize.comparison_picture([])
+    with pytest.raises(ValueError, match=r"'target' of row 'one' has shape \(2, 2, 1\)"):
+        visualize.comparison_picture([("one", [("target", np.zeros((2, 2, 1)))])])
+    with pytest.raises(ValueError, match="1 values that are not finite"):
+        visualize.to_uint8(np.array([0.0, np.nan]))
+    with pytest.raises(ValueError, match=r"shape \(2, 2, 2\)"):
+        visualize.to_png(np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match="size is 'weight'"):
+        visualize.score_against_size(history(), size="weight")
