@@ -1,17 +1,14 @@
-"""Data sets from folders, files and pairs: crops, split, counts, errors."""
+"""Data sets from folders: crops, split, counts, errors, memory."""
 
 import dataclasses
 import os
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskprune.data import Target, canny, make_dataset, make_pairs, sobel, threshold
-from maskprune.data.crops import encode, tile_corners
+from maskprune.data import Target, canny, make_dataset, sobel, threshold
 from maskprune.data.targets import sobel_edges, unit
 
 
@@ -94,36 +91,6 @@ def test_target_is_computed_before_the_cut(folder):
 def test_one_tile_is_the_centre_crop(folder):
     for name, found in crops(small(SAME, folder)).items():
         np.testing.assert_array_equal(found, [np.asarray(Image.open(folder / name))[12:28, 17:33]])
-
-
-@pytest.mark.parametrize("height", [16, 17, 33, 64])
-@pytest.mark.parametrize("width", [16, 47, 80])
-@pytest.mark.parametrize("tiles", [1, 2, 4, 5, 100])
-def test_tiles_lie_inside_apart_and_centred(height, width, tiles):
-    corners = tile_corners(height, width, size=16, tiles=tiles)
-    covered = np.zeros((height, width), int)
-    for row, column in corners:
-        assert row >= 0 and column >= 0
-        covered[row : row + 16, column : column + 16] += 1
-    assert 1 <= len(corners) <= tiles
-    assert covered.sum() == 256 * len(corners) and covered.max() == 1
-    assert len(corners) == min(tiles, (height // 16) * (width // 16)) or tiles == 5
-    rows, columns = np.nonzero(covered)
-    assert abs((height - 1 - rows.max()) - rows.min()) <= 1
-    assert abs((width - 1 - columns.max()) - columns.min()) <= 1
-
-
-def test_tiles_are_many_before_square_and_square_before_long():
-    assert tile_corners(64, 70, size=16, tiles=4) == [(16, 19), (16, 35), (32, 19), (32, 35)]
-    assert len(tile_corners(48, 40, size=16, tiles=4)) == 4  # two by two, though three rows would fit
-    assert tile_corners(15, 99, size=16, tiles=4) == []
-
-
-def test_encoding_keeps_faint_values():
-    values = np.linspace(0, 1, 10_001)[None]
-    stored = encode(values, binary=False)
-    np.testing.assert_allclose(stored / 65535, values, atol=0.5 / 65535)
-    np.testing.assert_array_equal(encode(values > 0.5, binary=True), np.where(values > 0.5, 255, 0))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -252,92 +219,6 @@ def test_a_binary_target_must_be_binary(folder):
         small(Target("odd", same, binary=True), folder)
 
 
-def npz(path, **arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-@pytest.mark.parametrize("shape", [(5, 20, 24), (5, 20, 24, 3), (5, 20, 24, 1)])
-def test_npz_of_pictures(tmp_path, shape):
-    dataset = small(SAME, npz(tmp_path / "a.npz", pictures=noise(*shape)))
-    assert len(dataset.train.names) + len(dataset.evaluation.names) == 5
-    assert dataset.target_name == "same"
-
-
-def test_npz_with_targets(tmp_path):
-    inputs = noise(6, 20, 24)
-    for targets, binary in ((inputs.astype(np.uint16) * 257, False), (inputs > 90, True)):
-        dataset = small(sobel(), npz(tmp_path / "mine.npz", inputs=inputs, targets=targets))
-        assert dataset.binary == binary and dataset.target_name == "targets of mine.npz"
-        assert "sobel was not computed" in dataset.notes[0]
-        for split in sides(dataset):
-            expected = np.where(split.inputs > 90, 255, 0) if binary else split.inputs.astype(np.uint16) * 257
-            np.testing.assert_array_equal(split.targets, expected)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"pictures": noise(2, 20, 20) / 255}, "pictures is float64"),
-        ({"pictures": noise(20, 20)}, "pictures is uint8"),
-        ({"pictures": np.array([None, "x"], object)}, "not a usable"),
-        ({"images": noise(2, 20, 20)}, "images"),
-        ({"inputs": noise(3, 20, 20), "targets": noise(2, 20, 20)}, "3 inputs but 2 targets"),
-        ({"inputs": noise(2, 20, 20), "targets": noise(2, 20, 20, 3)}, "targets is uint8"),
-    ],
-)
-def test_npz_that_cannot_serve(tmp_path, arrays, message):
-    with pytest.raises(ValueError, match=message):
-        small(SAME, npz(tmp_path / "a.npz", **arrays))
-
-
-def test_a_file_that_is_no_npz(tmp_path):
-    (tmp_path / "a.npz").write_text("no archive")
-    with pytest.raises(ValueError, match="not a usable"):
-        small(SAME, tmp_path / "a.npz")
-
-
-def pairs(root, **options):
-    return make_pairs(root / "in", root / "out", size=16, **{"cache": None, **options})
-
-
-def test_pairs_match_by_stem_and_keep_16_bits(tmp_path):
-    for i in range(5):
-        save(tmp_path / f"in/d/{i}.bmp", picture := noise(20, 24, seed=i))
-        save(tmp_path / f"out/d/{i}.png", picture.astype(np.uint16) * 257)
-    dataset = pairs(tmp_path)
-    assert dataset.train.targets.dtype == np.uint16 and not dataset.binary
-    assert dataset.target_name == "out" and dataset.skipped == {}
-    for split in sides(dataset):
-        np.testing.assert_array_equal(split.targets, split.inputs.astype(np.uint16) * 257)
-
-
-def test_pairs_of_mixed_depth_mean_the_same(tmp_path):
-    for i in range(5):
-        save(tmp_path / f"in/{i}.png", picture := noise(20, 24, seed=i))
-        save(tmp_path / f"out/{i}.png", picture if i % 2 else picture.astype(np.uint16) * 257)
-    for split in sides(pairs(tmp_path)):
-        np.testing.assert_array_equal(split.targets, split.inputs.astype(np.uint16) * 257)
-
-
-def test_pairs_of_8_bits_may_be_binary(tmp_path):
-    for i in range(4):
-        save(tmp_path / f"in/{i}.png", picture := noise(20, 24, seed=i))
-        save(tmp_path / f"out/{i}.png", np.where(picture > 99, np.uint8(255), np.uint8(0)))
-    dataset = pairs(tmp_path)
-    assert dataset.binary and dataset.train.targets.dtype == np.uint8
-
-
-def test_pairs_without_partner_or_of_other_size_are_counted(tmp_path):
-    fill(tmp_path / "in", "0.png", "1.png", "2.png", "3.png", "lone.png", "0.jpg")
-    fill(tmp_path / "out", "0.png", "1.png", "3.png", "other.png", "another.png")
-    save(tmp_path / "out/2.png", noise(50, 40))
-    dataset = pairs(tmp_path)
-    expected = {"input without target": 1, "target without input": 2, "size mismatch": 1, "name with two suffixes": 1}
-    assert dataset.skipped == expected
-    assert len(crops(dataset)) == 3
-
-
 def test_nothing_is_changed_in_place(folder):
     dataset = small(SAME, folder)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -354,9 +235,3 @@ def test_memory_holds_crops_not_pictures(tmp_path):
     kept = sum(split.inputs.nbytes + split.targets.nbytes for split in sides(dataset))
     assert kept == 24 * 32 * 32 * 2
     assert peak < 24 * 256 * 256 * 2  # the pictures and their targets, even in one byte a pixel, would not fit
-
-
-def test_importing_is_light():
-    code = "import sys, maskprune.data; print([m for m in ('jax', 'skimage', 'scipy') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert run.stdout.strip() == "[]"
