@@ -51,7 +51,8 @@ def reinitialize(key: jax.Array, network: Network, chosen: Chosen, init: Callabl
         init: `init(key) -> params`, the initial distribution of the whole network (biases at their initial values).
     """
     own = entries(network.groups, network.params, _checked(network, chosen), roles=("out",))
-    params = jax.tree.map(lambda old, new, mine: jnp.where(mine, new, old), network.params, init(key), own)
+    fresh = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), network.params, init(key))
+    params = jax.tree.map(lambda old, new, mine: jnp.where(mine, new, old), network.params, fresh, own)
     return dataclasses.replace(network, params=params)
 
 

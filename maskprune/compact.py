@@ -50,13 +50,14 @@ def compact_params(network: Network) -> Params:
     enabled = {name: np.append(np.asarray(flags), True) for name, flags in network.enabled.items()}
 
     def shrink(path: Any, leaf: jax.Array) -> jax.Array:
+        small = np.asarray(leaf)  # in NumPy: JAX would compile every cut anew for every new shape
         for axis in range(leaf.ndim):
             keep = np.ones(leaf.shape[axis], bool)
             for group, piece in network.groups.of_leaf(leaf_path(path)):
                 if piece.axis == axis:
                     keep &= enabled[group.name][np.asarray(piece.labels)]
-            leaf = jnp.compress(keep, leaf, axis=axis)
-        return leaf
+            small = np.compress(keep, small, axis=axis)
+        return jnp.asarray(small)
 
     return jax.tree_util.tree_map_with_path(shrink, effective_params(network))
 
@@ -68,20 +69,42 @@ def check_same(apply: Apply, network: Network, small: Params, *inputs: Any, tole
         The largest absolute difference of any output number.
 
     Raises:
-        CompactionError: It exceeds `tolerance` times the largest output magnitude (1 if that is smaller), or an output
-            is not finite.
+        CompactionError: It exceeds `tolerance` times the largest output magnitude (1 if that is smaller), an output is
+            not finite, the outputs have other shapes, or `apply` does not run on the small parameters.
     """
     run = jax.jit(apply)
-    masked, removed = run(effective_params(network), *inputs), run(small, *inputs)
-    pairs = list(zip(jax.tree.leaves(masked), jax.tree.leaves(removed), strict=True))
-    worst = max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs)
-    scale = max(1.0, *(float(jnp.max(jnp.abs(a))) for a, _ in pairs))
-    if not worst <= tolerance * scale:
+    masked, removed = _numbers(run(effective_params(network), *inputs)), _numbers(_run_small(run, small, inputs))
+    _check_comparable(masked, removed)
+    worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(masked, removed, strict=True)), default=0.0)
+    scale = max([1.0, *(float(np.max(np.abs(a), initial=0.0)) for a in masked)])
+    if worst > tolerance * scale:
         raise CompactionError(
             f"The compacted network differs from the masked one by {worst:.3g}, more than {tolerance:.1g} of the "
             f"largest output {scale:.3g}. Does `apply` read every width from its parameters?"
         )
     return worst
+
+
+def _check_comparable(masked: list[np.ndarray], removed: list[np.ndarray]) -> None:
+    shapes = [a.shape for a in masked], [b.shape for b in removed]
+    if shapes[0] != shapes[1]:  # some would broadcast without a word
+        raise CompactionError(f"The masked network gives the shapes {shapes[0]}, the compacted one {shapes[1]}.")
+    if not all(np.all(np.isfinite(x)) for x in masked + removed):
+        raise CompactionError("An output is not finite, so the masked and the compacted network cannot be compared.")
+
+
+def _run_small(run: Apply, small: Params, inputs: tuple[Any, ...]) -> Any:
+    try:
+        return run(small, *inputs)
+    except (TypeError, ValueError) as error:
+        raise CompactionError(
+            f"`apply` runs on the masked parameters, but not on the compacted ones: {error} "
+            "Does it read every width from its parameters?"
+        ) from error
+
+
+def _numbers(outputs: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(outputs)]
 
 
 def count_params(params: Params) -> int:

@@ -121,6 +121,11 @@ def check_groups(groups: Groups, params: Any) -> None:
 def _check_group(group: Group) -> None:
     if group.size < 1:
         raise ValueError(f"Group `{group.name}` has size {group.size}: a group holds at least one mask.")
+    for piece in group.slices:
+        if piece.role not in ("out", "in"):
+            raise ValueError(
+                f'Group `{group.name}` gives its slice of `{piece.leaf}` the role {piece.role!r}: use "out" or "in".'
+            )
     if not group.with_role("out"):
         raise ValueError(f"Group `{group.name}` has no `out` slice: say which numbers make up its masks.")
     for piece in group.slices:

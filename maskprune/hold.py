@@ -27,7 +27,8 @@ def hold_untrainable() -> optax.GradientTransformationExtraArgs:
         del params, extra_args
         if trainable is None:
             raise ValueError("`hold_untrainable` needs `update(..., trainable=flags)`; `make_train_step` passes it.")
-        return jax.tree.map(lambda u, moves: jnp.where(moves, u, jnp.zeros((), u.dtype)), updates, trainable), state
+        # Negative zero: added to a weight it keeps every bit of it, where -0.0 + 0.0 would be 0.0.
+        return jax.tree.map(lambda u, moves: jnp.where(moves, u, jnp.asarray(-0.0, u.dtype)), updates, trainable), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -55,7 +55,7 @@ def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -
     Raises:
         ValueError: A slice of `groups` does not fit `params`, or a pattern of `fixed` matches no leaf.
     """
-    params = jax.tree.map(_strongly_typed, params)
+    params = jax.tree.map(strongly_typed, params)
     check_groups(groups, params)
     return Network(
         params=params,
@@ -152,6 +152,12 @@ def list_masks(chosen: Mapping[str, jax.Array]) -> dict[str, list[int]]:
     return {name: found for name, found in numbers.items() if found}
 
 
+def strongly_typed(leaf: Any) -> jax.Array:
+    """The leaf as an array whose type is its own: a weak one would compile a training step again after an update."""
+    leaf = jnp.asarray(leaf)
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+
 def _along_axis(piece: Slice, flags: jax.Array, ndim: int) -> jax.Array:
     shape = [1] * ndim
     shape[piece.axis] = len(piece.labels)
@@ -162,12 +168,6 @@ def _along_axis(piece: Slice, flags: jax.Array, ndim: int) -> jax.Array:
 
 def _negated(flags: Mapping[str, jax.Array]) -> Flags:
     return {name: ~values for name, values in flags.items()}
-
-
-def _strongly_typed(leaf: Any) -> jax.Array:
-    # A weakly typed leaf would compile the same training step again once an update has given it a strong type.
-    leaf = jnp.asarray(leaf)
-    return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def _match_leaves(patterns: Sequence[str], params: Params) -> tuple[str, ...]:

@@ -39,8 +39,8 @@ def conv2d(
     Raises:
         ValueError: Shapes do not fit, a kernel side is even, or `padding` or `way` is unknown.
     """
-    _check(inputs, kernel, padding)
-    implementation = _implementation(way or default_way())
+    _check(inputs, kernel, bias, padding)
+    implementation = _implementation(default_way() if way is None else way)
     if kernel.shape[2] == 0 or kernel.shape[3] == 0:  # a layer without channels: nothing to sum, or nothing to give
         outputs = jnp.zeros((*inputs.shape[:3], kernel.shape[3]), inputs.dtype)
     else:
@@ -64,7 +64,7 @@ def _implementation(way: Way):
     raise ValueError(f'`way` is {way!r}: use "blocked" or "xla".')
 
 
-def _check(inputs: jax.Array, kernel: jax.Array, padding: str) -> None:
+def _check(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, padding: str) -> None:
     if padding not in ("SAME", "VALID"):
         raise ValueError(f'`padding` is {padding!r}: use "SAME" or "VALID".')
     if inputs.ndim != 4 or kernel.ndim != 4 or inputs.shape[3] != kernel.shape[2]:
@@ -73,3 +73,5 @@ def _check(inputs: jax.Array, kernel: jax.Array, padding: str) -> None:
         )
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"`kernel` has shape {kernel.shape}: its first two sides must be odd.")
+    if bias is not None and bias.shape != kernel.shape[3:]:  # it would broadcast without a word
+        raise ValueError(f"`bias` has shape {bias.shape}, but `kernel` gives [{kernel.shape[3]}] output channels.")

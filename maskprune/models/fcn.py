@@ -93,6 +93,7 @@ def fcn(
 
 
 def layer_names(count: int) -> list[str]:
+    """First to last. The order of a dictionary does not say it: JAX sorts its keys as text, conv10 before conv2."""
     return [f"conv{number}" for number in range(1, count + 1)]
 
 

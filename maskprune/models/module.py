@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskprune.models.fcn import layer_names
 from maskprune.network import Params
 
 
@@ -14,7 +15,7 @@ class FCNModule(nnx.Module):
 
     def __init__(self, widths: list[int], kernels: list[int], *, rngs: nnx.Rngs) -> None:
         """Args: `widths`: channels from the input to the output; `kernels`: one odd size for each layer."""
-        self.names = tuple(f"conv{number}" for number in range(1, len(kernels) + 1))
+        self.names = tuple(layer_names(len(kernels)))
         for name, size, before, after in zip(self.names, kernels, widths, widths[1:], strict=False):
             setattr(self, name, nnx.Conv(before, after, (size, size), padding="SAME", precision="highest", rngs=rngs))
 
@@ -27,7 +28,7 @@ class FCNModule(nnx.Module):
 
 def to_module(params: Params) -> FCNModule:
     """An NNX module with these weights, full or compacted."""
-    kernels = [layer["kernel"].shape for layer in params.values()]
+    kernels = [params[name]["kernel"].shape for name in layer_names(len(params))]
     widths = [kernels[0][2], *(shape[3] for shape in kernels)]
     module = FCNModule(widths, [shape[0] for shape in kernels], rngs=nnx.Rngs(0))
     nnx.update(

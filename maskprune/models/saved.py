@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.models.fcn import fcn
+from maskprune.models.fcn import fcn, layer_names
 from maskprune.network import Params
 
 
@@ -31,7 +33,7 @@ def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = 
     """
     path = Path(path)
     arrays = {f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()}
-    header = json.dumps({"format": FORMAT, "layers": list(params), "about": dict(about or {})})
+    header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": dict(about or {})})
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -52,21 +54,27 @@ def load(path: str | Path) -> tuple[Any, Params]:
     Raises:
         ValueError: The file is not a saved network, or its arrays do not fit together.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = _read(path)
     header = _header(arrays.pop("header", None), path)
     params = {
         layer: {n: _array(arrays, f"{layer}/{n}", path) for n in ("kernel", "bias")} for layer in header["layers"]
     }
-    kernels = [layer["kernel"].shape for layer in params.values()]
-    _check_chain(kernels, params, path)
-    model = fcn(
-        [shape[3] for shape in kernels[:-1]],
-        kernel=[shape[0] for shape in kernels],
-        inputs=kernels[0][2],
-        outputs=kernels[-1][3],
-    )
-    return jax.jit(model.apply), params
+    _check_chain([layer["kernel"].shape for layer in params.values()], params, path)
+    # Only the count of layers matters: `apply` reads every width from the parameters, and a layer may even be empty.
+    return jax.jit(fcn([1] * (len(params) - 1)).apply), params
+
+
+def _read(path: str | Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy"): _member(archive, name) for name in archive.namelist()}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise ValueError(f"`{path}` is not a network saved by maskprune, or it is damaged: {error}") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _header(raw: np.ndarray | None, path: Any) -> dict[str, Any]:
@@ -74,14 +82,19 @@ def _header(raw: np.ndarray | None, path: Any) -> dict[str, Any]:
         header = json.loads(str(raw))
     except json.JSONDecodeError:
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.get("layers"):
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"`{path}` is not a network saved by maskprune (its header does not say {FORMAT}).")
+    layers = header.get("layers")
+    if not isinstance(layers, list) or not layers or layers != layer_names(len(layers)):
+        raise ValueError(f"`{path}`: its header gives the layers {layers!r}, not conv1, conv2 and so on.")
     return header
 
 
 def _array(arrays: Mapping[str, np.ndarray], name: str, path: Any) -> jax.Array:
     if name not in arrays:
         raise ValueError(f"`{path}` has no array `{name}`: the file is incomplete.")
+    if not np.issubdtype(arrays[name].dtype, np.floating):
+        raise ValueError(f"`{path}`: the array `{name}` holds {arrays[name].dtype}, not floating-point numbers.")
     return jnp.asarray(arrays[name])
 
 
