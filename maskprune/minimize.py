@@ -151,9 +151,11 @@ def minimize(
         candidate, report = train(train_key, init_state(network, optimizer, search.state.model_state))
         control, steps = search.reference_state, len(report.losses)
         if search.rules.control:
-            control, control_report = train(train_key, _afresh(control, optimizer))
+            trained, control_report = train(train_key, _afresh(control, optimizer))
             steps += len(control_report.losses)
-            search.measure_reference(float(evaluate(control)["score"]))
+            if control_report.finite:
+                control = trained
+                search.measure_reference(float(evaluate(control)["score"]))
         metrics = dict(evaluate(candidate))
         yield search.judge(chosen, candidate, report, metrics, control=control, steps=steps, began=began)
 
@@ -222,7 +224,7 @@ class _Search:
         )
 
     def measure_reference(self, score: float) -> None:
-        """Takes the control's score as the reference, unless its training failed."""
+        """Takes the control's score as the reference, unless it is not finite."""
         if math.isfinite(score):
             self.reference_score = score
 

@@ -65,8 +65,10 @@ def picture_task(
         sample: Crops of `PictureTask.sample`.
 
     Raises:
-        ValueError: The border leaves nothing of a crop, or the crop is larger than the pictures.
+        ValueError: The border is negative or leaves nothing of a crop, or the crop is larger than the pictures.
     """
+    if border < 0:
+        raise ValueError(f"`border` is {border}: it must be 0 or more.")
     if not 2 * border < crop <= dataset.size:
         raise ValueError(
             f"`crop` is {crop}: it must be larger than twice the border ({border}) and at most {dataset.size}, the "

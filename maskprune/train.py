@@ -11,15 +11,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg  # noqa: F401  (jaxlib factorizes with its BLAS: loaded before any limit is set)
+import threadpoolctl
 
 from maskprune.hold import held
-from maskprune.network import Network, effective_params, trainable, trained_leaves
+from maskprune.network import Network, effective_params, strongly_typed, trainable, trained_leaves
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +44,7 @@ class TrainState:
 
 
 class StepInfo(NamedTuple):
-    """What one step reports: the loss before the update, and whether the loss and the new parameters are finite."""
+    """What one step reports: the loss before the update, and whether it and the new parameters are finite."""
 
     loss: jax.Array
     finite: jax.Array
@@ -72,6 +75,7 @@ Watch = Callable[[TrainState, np.ndarray], str]
 def init_state(network: Network, optimizer: optax.GradientTransformation, model_state: Any = None) -> TrainState:
     """Starts training: a fresh optimizer for a network. The only way from an altered network back to a `TrainState`."""
     opt_state = held(optimizer, trained_leaves(network)).init(network.params)
+    model_state = jax.tree.map(strongly_typed, model_state)
     return TrainState(network=network, opt_state=opt_state, model_state=model_state, step=jnp.zeros((), jnp.int32))
 
 
@@ -96,13 +100,16 @@ def make_train_step(
 
     def step(state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0) -> Any:
         (value, model_state), grads = _gradients(full_loss, state, batch, key)
-        network = state.network
+        network, moves = state.network, trainable(state.network)
         updates, opt_state = held(optimizer, trained_leaves(network)).update(
-            grads, state.opt_state, network.params, trainable=trainable(network), progress=progress
+            grads, state.opt_state, network.params, trainable=moves, progress=progress
         )
-        network = dataclasses.replace(network, params=optax.apply_updates(network.params, updates))
+        # Adding zero is not quite nothing (-0.0, subnormals): held entries are selected, not added to.
+        params = jax.tree.map(jnp.where, moves, optax.apply_updates(network.params, updates), network.params)
+        network = dataclasses.replace(network, params=params)
         after = TrainState(network=network, opt_state=opt_state, model_state=model_state, step=state.step + 1)
-        return after, StepInfo(loss=value, finite=jnp.isfinite(value) & _all_finite(updates))
+        moved = jax.tree.map(lambda moves, leaf: jnp.where(moves, leaf, 0), moves, params)  # held ones may store NaN
+        return after, StepInfo(loss=value, finite=jnp.isfinite(value) & _all_finite(moved))
 
     return step
 
@@ -160,11 +167,13 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100) -> Session:
     def run(key: jax.Array, state: TrainState, data: Any, steps: int, *, watch: Watch | None = None) -> Any:
         began, losses, finite, stopped = time.perf_counter(), [], True, ""
         done = int(state.step)
+        _check_steps(done, steps)
         while done < steps and finite and not stopped:
             until = min(done + chunk, steps)
-            state, found, count, good = compiled(key, state, data, np.int32(until), np.int32(steps))
+            with _one_blas_thread():
+                state, found, count, good = compiled(key, state, data, np.int32(until), np.int32(steps))
+                finite, done = bool(good), int(state.step)  # waits for the chunk
             losses.append(np.asarray(found)[: int(count)])
-            finite, done = bool(good), int(state.step)
             if not finite:
                 stopped = f"the loss or an update was not finite at step {done}"
             elif watch is not None:
@@ -184,13 +193,16 @@ def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState
         error: Measures the state; by default the mean training loss since the last look.
 
     Returns:
-        A watch with a memory of its own: make one for each session.
+        A watch with a memory, for one session after another: fewer losses than before tell it that a new one began.
     """
     if not improvement > 0 or patience < 1:
         raise ValueError(f"`improvement` is {improvement} and `patience` {patience}: both must be positive.")
-    memory = {"best": np.inf, "waited": 0, "seen": 0}
+    fresh = {"best": np.inf, "waited": 0, "seen": 0}
+    memory = dict(fresh)
 
     def watch(state: TrainState, losses: np.ndarray) -> str:
+        if len(losses) <= memory["seen"]:  # losses only ever grow within a session
+            memory.update(fresh)
         found = float(np.mean(losses[memory["seen"] :])) if error is None else error(state)
         better = found < memory["best"] * (1 - improvement)
         memory.update(
@@ -201,6 +213,23 @@ def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState
         return f"the error improved by less than {improvement:.2%} over {patience} looks"
 
     return watch
+
+
+def _check_steps(done: int, steps: int) -> None:
+    if steps < 0:
+        raise ValueError(f"`steps` is {steps}: a session takes 0 or more.")
+    if done > steps:
+        raise ValueError(
+            f"`state.step` is {done}, beyond the {steps} `steps` of this session: start it from `init_state`."
+        )
+
+
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """Small matrix factorizations (an optimizer's eigenvectors) lose a hundredfold to threads that wait for each other.
+
+    It holds for this process while a chunk runs; XLA's own threads are not concerned.
+    """
+    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
 def _gradients(full_loss: Callable[..., Any], state: TrainState, batch: Any, key: jax.Array | None) -> Any:

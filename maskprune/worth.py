@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ class Worth(NamedTuple):
 
     @property
     def drop(self) -> float:
-        """1 - score at once / score before: how much the network relied on what was altered."""
-        return 1.0 - self.at_once / self.before
+        """1 - score at once / score before: how much the network relied on what was altered; NaN if it was 0."""
+        return 1.0 - self.at_once / self.before if self.before else math.nan
 
 
 def zeroed(network: Network, chosen: Chosen) -> Network:

@@ -16,12 +16,13 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"groups", "conv", "losses", "metrics", "quality", "data"},
+    1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
     2: {"network", "trace", "rules", "models"},
     3: {"alter", "compact", "hold", "soap", "cost", "export"},
     4: {"train", "start", "task", "select", "population"},
     5: {
         "minimize",
+        "outcome",
         "checkpoint",
         "report",
         "visualize",
@@ -31,11 +32,12 @@ FLOORS = {
         "_wording",
         "record",
         "display",
+        "testing",
     },
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality"}
+KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files"}
 KNOWS_NO_LIBRARY = {"trace", "rules", "compact", "train", "select", "minimize"}
 LIBRARY_ROOMS = {
     "flax": {"models"},

@@ -36,6 +36,8 @@ def activation(
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
         found = activations(effective_params(network), batch)
+        if absent := [g.name for g in network.groups if g.name not in found]:
+            raise ValueError(f"`activations` gave {', '.join(found)}, but the network has the groups {absent} too.")
         columns = {g.name: found[g.name].reshape(-1, g.size) for g in network.groups}
         return {name: functions[statistic](values) for name, values in columns.items()}
 

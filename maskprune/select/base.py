@@ -76,7 +76,7 @@ def reverse(selector: Selector) -> Selector:
 def standardize(selector: Selector) -> Selector:
     """Scores shifted and scaled, group by group, to mean 0 and deviation 1 over the enabled masks.
 
-    Scores of layers with 26 and 126 numbers a mask are not comparable as they stand.
+    Equal scores all become 0. Scores of layers with 26 and 126 numbers a mask are not comparable as they stand.
     """
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
@@ -139,4 +139,6 @@ def _rows(piece: Slice, size: int, leaf: jax.Array) -> jax.Array:
 def _standardized(values: jax.Array, enabled: jax.Array) -> jax.Array:
     mean = jnp.mean(values, where=enabled)
     deviation = jnp.std(values, where=enabled)
-    return (values - mean) / jnp.where(deviation > 0, deviation, 1.0)
+    # Equal scores deviate by the rounding of their mean, which must not be blown up to 1.
+    rounding = 1e-6 * jnp.max(jnp.abs(values), where=enabled, initial=0.0)
+    return (values - mean) / jnp.where(deviation > rounding, deviation, jnp.inf)

@@ -28,7 +28,13 @@ def taylor(loss: Callable[[Params, Any], jax.Array]) -> Selector:
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
         params = effective_params(network)
-        products = jax.tree.map(jnp.multiply, jax.grad(loss)(params, batch), params)
+        # Integer leaves have no gradient: `allow_int` gives them one of a type without values.
+        gradients = jax.grad(loss, allow_int=True)(params, batch)
+        products = jax.tree.map(_first_order, gradients, params)
         return {group.name: jnp.abs(mask_sums(group, products)) for group in network.groups}
 
     return score
+
+
+def _first_order(gradient: Any, leaf: jax.Array) -> jax.Array:
+    return gradient * leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.zeros(leaf.shape)
