@@ -2,10 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from maskprune import conv as conv
 from maskprune import data as data
 from maskprune import losses as losses
 from maskprune import metrics as metrics
 from maskprune import models as models
+from maskprune import record as record
 from maskprune import select as select
 from maskprune.alter import disable as disable
 from maskprune.alter import enable as enable
@@ -34,10 +36,14 @@ from maskprune.network import effective_params as effective_params
 from maskprune.network import init_network as init_network
 from maskprune.network import list_masks as list_masks
 from maskprune.network import trainable as trainable
+from maskprune.outcome import Outcome as Outcome
+from maskprune.outcome import summarize as summarize
+from maskprune.outcome import write_outcome as write_outcome
 from maskprune.soap import scale_by_soap as scale_by_soap
 from maskprune.soap import soap as soap
 from maskprune.start import train_start as train_start
 from maskprune.task import PictureTask as PictureTask
+from maskprune.task import no_better_than_constant as no_better_than_constant
 from maskprune.task import picture_task as picture_task
 from maskprune.train import SessionReport as SessionReport
 from maskprune.train import StepInfo as StepInfo

@@ -3,12 +3,12 @@
 ``write_report`` turns a result, its history and its pictures (plain dictionaries, lists and ``PIL.Image``) into PNG
 files and one HTML file that needs nothing else: pictures are inside it, there is no script and no network, and every
 value is escaped, file names included. Anything may be missing, since a run can be interrupted. This file must not know
-how the numbers came about: it imports nothing from maskprune but its own wording, and neither jax nor flax.
+how the numbers came about: it imports nothing from maskprune
+but its own wording and how files are written, and neither jax nor flax.
 """
 
 import base64
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -19,6 +19,7 @@ import jinja2
 from PIL import Image
 
 from maskprune import _wording as wording
+from maskprune.files import replace_file
 
 
 _CAPTIONS = {
@@ -94,9 +95,9 @@ def write_report(
     plates = []
     for name, picture in pictures.items():
         png = _png(picture)
-        _replace(folder / "pictures" / files[name], png)
+        replace_file(folder / "pictures" / files[name], png)
         plates.append(_plate(name, picture, png))
-    return _replace(folder / "report.html", _page(result, history, plates).encode("utf8", "replace"))
+    return replace_file(folder / "report.html", _page(result, history, plates).encode("utf8", "replace"))
 
 
 def _file_names(names: Mapping[str, Any]) -> dict[str, str]:
@@ -111,17 +112,6 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
 
 
 def _plate(name: str, picture: Image.Image, png: bytes) -> Plate:

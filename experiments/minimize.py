@@ -1,0 +1,388 @@
+"""How small can a network be and still do its job?
+
+Trains a small fully convolutional network to imitate an image filter on real photographs, then switches its masks
+(convolution output channels) off one by one, trains on, and steps back when the score fell. Leaves a physically smaller
+network that computes the same, pictures, and a report.
+
+    python experiments/minimize.py --task sobel
+    python experiments/minimize.py --task canny --data ~/photos --preset full
+    python experiments/minimize.py --task pairs --inputs before/ --targets after/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration. jax and maskprune are imported below, inside functions, so that --help answers at once.
+# ---------------------------------------------------------------------------------------------------------------------
+
+Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
+Aggregate = Literal["min", "max", "mean", "median", "std"]
+SelectorName = Literal[
+    "cosine-min", "cosine-max", "cosine-mean", "cosine-median", "cosine-std",
+    "abs-cosine-min", "abs-cosine-max", "abs-cosine-mean", "abs-cosine-median", "abs-cosine-std",
+    "sequential", "random", "magnitude-l1", "magnitude-l2",
+    "activation-mean", "activation-std", "activation-zeros", "taylor", "geometric-median",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train and search. Every field not given comes from the preset."""
+
+    initial: Literal["he", "thesis"] | None = None
+    """Distribution of the initial weights."""
+    optimizer: Literal["soap", "adam"] | None = None
+    """soap: Adam in the gradients' eigenbasis, cosine schedule. adam: plain, constant rate."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    batch: int | None = None
+    """Crops (or pictures) per step."""
+    crop: int | None = None
+    """Side of a training crop, in pixels; the size of the pictures takes them whole."""
+    border: int | None = None
+    """Pixels left out at each side, in losses and scores: zero padding makes false edges there."""
+    first_steps: int | None = None
+    """Steps of the first, long session."""
+    steps: int | None = None
+    """Steps of the short session after each removal."""
+    final_steps: int | None = None
+    """Steps of a last session for the network that was found; 0 for none."""
+    reference: Literal["initial", "previous", "best"] | None = None
+    """Whose score a candidate is compared with."""
+    selector: SelectorName | None = None
+    """Which mask goes next."""
+
+
+PRESETS = {
+    "quick": Recipe("he", "soap", 2e-2, 8, 64, 6, 800, 600, 800, "initial", "cosine-max"),
+    "full": Recipe("he", "soap", 2e-2, 8, 96, 6, 4000, 1000, 4000, "initial", "cosine-max"),
+    "thesis": Recipe("thesis", "adam", 1e-3, 3, 256, 0, 10_000, 2_000, 0, "previous", "cosine-max"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to learn, from which pictures, and how far to go."""
+
+    task: Task = "sobel"
+    """The filter to imitate; "pairs" learns your own from --inputs and --targets."""
+    data: Path | None = None
+    """Folder of pictures, VOCdevkit or BSDS500 root, or .npz. Default: photographs bundled with scikit-image."""
+    inputs: Path | None = None
+    """With --task pairs: folder of input pictures."""
+    targets: Path | None = None
+    """With --task pairs: folder of target pictures, matched by name without its ending."""
+    out: Path | None = None
+    """Output folder. Default: runs/<task>-<time>."""
+    preset: Literal["quick", "full", "thesis"] = "quick"
+    """quick: minutes. full: longer sessions. thesis: the source document's literal protocol (hours on a CPU)."""
+    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes] = Recipe()
+    seed: int = 0
+    """Decides initial weights, batches and random choices; not the split of the pictures."""
+    threshold: float = 0.95
+    """A candidate is kept at this share of the reference score or more."""
+    widths: tuple[int, ...] = (5, 5)
+    """Masks of each prunable layer."""
+    kernel: int = 5
+    """Kernel size, odd."""
+    loss: Literal["auto", "mse", "mae", "f1"] = "auto"
+    """Training loss. auto: mse for continuous targets, f1 for binary ones."""
+    reverse: bool = False
+    """Turn the selector's order round."""
+    standardize: bool = False
+    """Compare the selector's scores across layers only after standardizing them layer by layer."""
+    control: bool = False
+    """Give the reference network every short session too, so that more training is not mistaken for fewer masks."""
+    retry: Literal["accepted", "never"] = "accepted"
+    """Whether refused masks are tried again after the next acceptance."""
+    count: int = 1
+    """Masks removed at once."""
+    min_enabled: int = 1
+    """Masks that stay in every layer."""
+    max_rounds: int | None = None
+    """Stop after this many rounds."""
+    max_steps: int | None = None
+    """Start no round after this many steps in rounds."""
+    max_seconds: float | None = None
+    """Start no round after this many seconds of search."""
+    target_masks: int | None = None
+    """Stop when no more masks than this are left."""
+    stagnation: float | None = None
+    """End a session early when its error improves by less than this share over five looks, such as 0.01."""
+    size: int = 256
+    """Side of the stored pictures, cut from the centre of each photograph."""
+    limit: int | None = None
+    """Use at most this many pictures."""
+    level: float = 0.5
+    """With --task threshold: the grey level, in [0, 1]."""
+    start_from: Path | None = None
+    """A saved network.npz to minimize, in place of training one."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def resolve(config: Config) -> tuple[Config, Recipe]:
+    """The preset's recipe with what was given on the command line, checked before any work is done."""
+    given = {name: value for name, value in dataclasses.asdict(config.recipe).items() if value is not None}
+    recipe = dataclasses.replace(PRESETS[config.preset], **given)
+    if recipe.crop is not None and recipe.crop > config.size and "crop" not in given:
+        recipe = dataclasses.replace(recipe, crop=config.size)
+    pairs = config.task == "pairs"
+    problems = [
+        (pairs != bool(config.inputs and config.targets), "--task pairs goes with --inputs and --targets, both"),
+        (pairs and config.data is not None, "--data does not go with --task pairs; use --inputs and --targets"),
+        (not 0 < config.threshold <= 1, f"--threshold is {config.threshold}: use a share in (0, 1]"),
+        (min(config.widths, default=0) < 1, f"--widths is {config.widths}: give one number or more, each at least 1"),
+        (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
+        (not 0 <= config.level <= 1, f"--level is {config.level}: use a grey level in [0, 1]"),
+        (config.count < 1, f"--count is {config.count}: use 1 or more"),
+        (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
+        (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
+        (not recipe.learning_rate > 0, f"--learning-rate is {recipe.learning_rate}: use a positive number"),
+        (min(recipe.batch, recipe.steps) < 1, "--batch and --steps must be at least 1"),
+        (min(recipe.first_steps, recipe.final_steps, recipe.border) < 0, "steps and border must not be negative"),
+        (recipe.first_steps < 1 and config.start_from is None, "--first-steps 0 goes with --start-from only"),
+        (
+            not 2 * recipe.border < recipe.crop <= config.size,
+            f"--crop is {recipe.crop}: use more than twice the border ({recipe.border}), at most --size",
+        ),
+    ]  # fmt: skip
+    for wrong, message in problems:
+        if wrong:
+            raise SystemExit(f"minimize.py: {message}.")
+    return config, recipe
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names of the command line to factories of the library
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_data(config: Config, progress: Any) -> Any:
+    from maskprune import data
+
+    if config.task == "pairs":
+        return data.make_pairs(config.inputs, config.targets, size=config.size, limit=config.limit, progress=progress)
+    target = {
+        "sobel": data.sobel,
+        "canny": data.canny,
+        "threshold": lambda: data.threshold(config.level),
+        "local-mean": data.local_mean,
+        "otsu": data.otsu,
+        "adaptive": data.adaptive,
+    }[config.task]()
+    return data.make_dataset(target, config.data, size=config.size, limit=config.limit, progress=progress)
+
+
+def make_selector(config: Config, recipe: Recipe, model: Any, task: Any) -> Any:
+    from maskprune import select
+
+    family, _, kind = recipe.selector.rpartition("-")
+    made = {
+        "cosine": lambda: select.cosine(kind),
+        "abs-cosine": lambda: select.cosine(kind, absolute=True),
+        "magnitude": lambda: select.magnitude({"l1": 1, "l2": 2}[kind]),
+        "activation": lambda: select.activation(lambda params, batch: model.activations(params, batch[0]), kind),
+        "geometric": select.geometric_median,
+        "": {"sequential": select.sequential, "random": select.random, "taylor": lambda: select.taylor(task.loss)}.get(
+            kind
+        ),
+    }[family]()
+    made = select.standardize(made) if config.standardize else made
+    return select.reverse(made) if config.reverse else made
+
+
+def make_optimizer(recipe: Recipe) -> Any:
+    import optax
+
+    import maskprune
+
+    return {"soap": maskprune.soap, "adam": optax.adam}[recipe.optimizer](recipe.learning_rate)
+
+
+def make_loss(config: Config, dataset: Any) -> Any:
+    from maskprune import losses
+
+    # Continuous targets: squared error trains best. Binary ones: most pixels are blank, and squared error settles for
+    # grey edges, where the F1 loss decides.
+    name = ("f1" if dataset.binary else "mse") if config.loss == "auto" else config.loss
+    return {"mse": losses.mse, "mae": losses.mae, "f1": losses.soft_f1}[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
+    import jax
+
+    import maskprune
+
+    began = time.perf_counter()
+    dataset = load_data(config, show.counting("pictures"))
+    for line in (dataset.source, dataset.summary(), *dataset.notes):
+        show.say(line)
+    saved, model = start_model(config, recipe)
+    loss = make_loss(config, dataset)
+    task = maskprune.picture_task(
+        model.apply, dataset, loss=loss, border=recipe.border, batch=recipe.batch, crop=recipe.crop
+    )
+    optimizer = make_optimizer(recipe)
+    session = maskprune.make_session(maskprune.make_train_step(task.loss, optimizer), task.draw)
+    first_key, search_key, last_key = jax.random.split(jax.random.key(config.seed), 3)
+    # What is known so far, so that an interrupted run can still be written down.
+    known: dict[str, Any] = {"initial": None, "state": None, "rows": [], "steps": 0, "stop": "", "interrupted": False}
+
+    def train(key: Any, state: Any, *, steps: int = recipe.steps, label: str = "", watch: Any = None) -> Any:
+        watches = [show.session(label or f"round {len(known['rows'])}", steps)]
+        watches += [maskprune.stagnation(improvement=config.stagnation, patience=5)] if config.stagnation else []
+        watches += [watch] if watch else []
+        every = lambda state, losses: next(filter(None, [look(state, losses) for look in watches]), "")
+        state, report = session.run(key, state, task.data, steps, watch=every)
+        known["steps"] += len(report.losses)
+        show.end()
+        return state, report
+
+    def begin() -> Any:
+        """The trained network to minimize: a saved one, or a long first session with dead starts drawn again."""
+
+        def draw(key: Any) -> Any:
+            params = model.init(key) if saved is None else saved
+            return maskprune.init_state(maskprune.init_network(params, model.groups), optimizer)
+
+        def remember(state: Any) -> None:
+            known.update(state=state, initial=state.network)
+
+        def long_session(key: Any, state: Any, *, watch: Any) -> Any:
+            both = lambda state, losses: remember(state) or watch(state, losses)
+            return train(key, state, steps=recipe.first_steps, label="first session", watch=both)
+
+        if saved is not None and config.recipe.first_steps is None:
+            return draw(first_key)
+        start = maskprune.train_start(
+            first_key,
+            draw,
+            long_session,
+            trouble=lambda state: maskprune.no_better_than_constant(task.evaluate(state)),
+            look_after=recipe.first_steps // 4,
+        )
+        for reason in start.redrawn:
+            show.say(f"A start was drawn again: {reason}.")
+        return start.state
+
+    def search() -> None:
+        rules = maskprune.Rules(
+            threshold=config.threshold,
+            reference=recipe.reference,
+            control=config.control,
+            retry=config.retry,
+            min_enabled=config.min_enabled,
+            count=config.count,
+        )
+        limits = maskprune.Limits(
+            rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks
+        )
+        rounds = maskprune.minimize(
+            search_key,
+            known["state"],
+            train=train,
+            evaluate=task.evaluate,
+            optimizer=optimizer,
+            selector=make_selector(config, recipe, model, task),
+            batch=task.sample,
+            rules=rules,
+            limits=limits,
+        )
+        for found in rounds:
+            spent = known["steps"] - found.steps
+            row = maskprune.record.history_row(found, multiply_adds=maskprune.models.multiply_adds, spent=spent)
+            known["rows"].append(row)
+            known.update(state=found.state, stop=found.stop)
+            show.verdict(found, row)
+
+    def finish() -> None:
+        """Trains what was found once more, at length, and keeps the result if it is better."""
+        before = task.evaluate(known["state"])
+        fresh = maskprune.init_state(known["state"].network, optimizer)
+        state, report = train(last_key, fresh, steps=recipe.final_steps, label="last session")
+        after = task.evaluate(state)
+        better = report.finite and after["score"] > before["score"]
+        words = f"{after['score']:.4f} after the last session, {before['score']:.4f} before it"
+        sizes = maskprune.record.sizes(state.network, multiply_adds=maskprune.models.multiply_adds)
+        row = {"number": len(known["rows"]), "verdict": "final", "reason": words + ("" if better else "; not kept")}
+        row |= {"chosen": "", "score": after["score"], **sizes, **{k: after[k] for k in ("mae", "relative_rmse", "r2")}}
+        row |= {"steps": len(report.losses), "total_steps": known["steps"], "seconds": round(report.seconds, 3)}
+        known["rows"].append(row)
+        known["state"] = state if better else known["state"]
+        show.say(f"last session: {row['reason']}, relative RMSE {after['relative_rmse']:.3f}")
+
+    try:
+        known["state"] = begin()
+        known["initial"] = known["state"].network
+        search()
+        if recipe.final_steps:
+            finish()
+    except KeyboardInterrupt:
+        if known["state"] is None:
+            raise SystemExit("minimize.py: interrupted before anything was learned; nothing was written.") from None
+        known.update(interrupted=True, stop=known["stop"] or "it was interrupted")
+        show.end()
+        show.say("Interrupted: writing what is known so far.")
+
+    found = maskprune.Outcome(**known, seconds=time.perf_counter() - began)
+    result = {"maskprune": maskprune.__version__, "task": config.task, "seed": config.seed, "border": recipe.border}
+    result["config"] = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
+    result |= maskprune.summarize(found, model=model, task=task, dataset=dataset)
+    maskprune.write_outcome(out, found, result, model=model, dataset=dataset)
+    return result
+
+
+def start_model(config: Config, recipe: Recipe) -> tuple[Any, Any]:
+    """The saved parameters to start from, or None, and the model they belong to."""
+    import maskprune
+
+    if config.start_from is None:
+        return None, maskprune.models.fcn(config.widths, kernel=config.kernel, initial=recipe.initial)
+    _, params = maskprune.models.load(config.start_from)
+    kernels = [layer["kernel"].shape for layer in params.values()]
+    return params, maskprune.models.fcn([shape[3] for shape in kernels[:-1]], kernel=[shape[0] for shape in kernels])
+
+
+def headline(result: dict[str, Any], out: Path) -> str:
+    before, after = (sum(result[f"masks_{when}"].values()) for when in ("before", "after"))
+    share = result["multiply_adds_after"] / result["multiply_adds_before"]
+    return (
+        f"{after} of {before} masks {tuple(result['masks_after'].values())}, {share:.0%} of the multiply-adds, "
+        f"score {result['final_score']:.3f} ({result['score_ratio'] or 0:.2f} of the original), "
+        f"relative RMSE {result['relative_rmse']:.3f}, {result['steps']} steps in {result['seconds']:.0f} s. "
+        f"It ended because {result['stop']}.\nReport: {out / 'report.html'}"
+    )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs one search. Returns what `result.json` holds."""
+    config, recipe = resolve(config)
+    from maskprune.display import Display
+
+    out = config.out or Path("runs") / f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
+    out.mkdir(parents=True, exist_ok=True)
+    with Display(quiet=config.quiet) as show:
+        result = run(config, recipe, out, show)
+        show.say(headline(result, out))
+    return result
+
+
+if __name__ == "__main__":
+    result = main(tyro.cli(Config, description=__doc__))
+    sys.exit(130 if result["interrupted"] else 0)

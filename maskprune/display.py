@@ -1,0 +1,105 @@
+"""What a person sees in the terminal while a search runs: a bar for the session at work, a line for every verdict.
+
+On a terminal the bar shows the loss and the time left; where the output goes to a file, only whole lines are written.
+Showing never waits for the device: the bar moves when a chunk has ended anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from maskprune.minimize import Round
+from maskprune.train import TrainState, Watch
+
+
+class Display:
+    """Progress and verdicts on the terminal. A context manager.
+
+    Args:
+        quiet: Show nothing but errors.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bar: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text))
+
+    def start(self, label: str, total: int) -> None:
+        """Begins a bar; the one before goes."""
+        self.end()
+        self._bar = self._progress.add_task(escape(label), total=total, note="")
+
+    def move(self, done: int, note: str = "") -> None:
+        if self._bar is not None:
+            self._progress.update(self._bar, completed=done, note=note)
+
+    def end(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+    def counting(self, label: str) -> Callable[[int, int], None]:
+        """A `progress(done, total)` that shows a bar and takes it away at the end."""
+
+        def progress(done: int, total: int) -> None:
+            if self._bar is None:
+                self.start(label, total)
+            self.move(done)
+            if done == total:
+                self.end()
+
+        return progress
+
+    def session(self, label: str, steps: int) -> Watch:
+        """A bar for a session, and the `watch` that moves it."""
+        self.start(label, steps)
+
+        def watch(state: TrainState, losses: np.ndarray) -> str:
+            del state
+            self.move(len(losses), f"loss {float(np.mean(losses[-100:])):.3g}")
+            return ""
+
+        return watch
+
+    def verdict(self, found: Round, row: Mapping[str, Any]) -> None:
+        """One line for a round: the masks of the judged network as blocks, the verdict and why."""
+        mark = "[green]✔ kept[/]   " if found.accepted else "[red]✘ refused[/]"
+        what = escape(row["chosen"]) if found.number else "trained"
+        extra = f"  relative RMSE {row['relative_rmse']:.3f}" if "relative_rmse" in row else ""
+        self.console.print(f"{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {found.reason}{extra}")
+
+
+def _blocks(enabled: Mapping[str, list[bool]]) -> str:
+    layers = [
+        f"{escape(name)} {''.join('■' if on else '[dim]□[/]' for on in flags)}" for name, flags in enabled.items()
+    ]
+    return "  ".join(layers)

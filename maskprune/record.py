@@ -1,0 +1,142 @@
+"""What a run leaves behind in numbers: one row per round, one result, and the facts needed to repeat it.
+
+Rows and results are plain dictionaries, ready for CSV and JSON. Files are written under another name first and then
+moved, so nobody meets half a file. Knows no pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskprune.alter import disable
+from maskprune.compact import compact_params, count_params
+from maskprune.files import replace_file
+from maskprune.minimize import Round
+from maskprune.network import Network, choose
+
+
+Row = dict[str, Any]
+
+
+def history_row(found: Round, *, multiply_adds: Callable[[Any], int], spent: int) -> Row:
+    """One round as a flat row. Sizes and `enabled` are those of the network that was judged, kept or not.
+
+    Args:
+        found: The round.
+        multiply_adds: Counts the multiply-adds of compacted parameters.
+        spent: Gradient steps before this round.
+    """
+    network = found.state.network
+    judged = disable(network, choose(network, found.chosen))
+    return {
+        "number": found.number,
+        "verdict": ("accepted" if found.accepted else "refused") if found.number else "reference",
+        "reason": found.reason,
+        "chosen": ", ".join(f"{name}[{number}]" for name, numbers in found.chosen.items() for number in numbers),
+        "score": found.score,
+        "required": found.required,
+        "reference": found.reference,
+        **sizes(judged, multiply_adds=multiply_adds),
+        **{name: found.metrics[name] for name in ("mae", "relative_rmse", "r2") if name in found.metrics},
+        "steps": found.steps,
+        "total_steps": spent + found.steps,
+        "seconds": round(found.seconds, 3),
+    }
+
+
+def sizes(network: Network, *, multiply_adds: Callable[[Any], int]) -> Row:
+    """Masks of every group and in all, the `enabled` lists, and the size once compacted."""
+    enabled = {name: np.asarray(flags).tolist() for name, flags in network.enabled.items()}
+    small = compact_params(network)
+    return {
+        "masks": sum(map(sum, enabled.values())),
+        **{f"masks_{name}": sum(flags) for name, flags in enabled.items()},
+        "enabled": enabled,
+        "parameters": count_params(small),
+        "multiply_adds": multiply_adds(small),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> Path:
+    """Writes rows that may differ in their columns; values that are lists or dictionaries are left out."""
+    columns = list(
+        dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list | dict))
+    )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return replace_file(path, text.getvalue().encode())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """Writes JSON a person can read; numbers that are not finite become null, as JSON has none."""
+    return replace_file(path, (json.dumps(_plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    names = ("maskprune", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-image", "pillow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device() -> str:
+    """The device that computes, in words."""
+    first = jax.devices()[0]
+    cores = f", {os.cpu_count()} cores" if first.platform == "cpu" else ""
+    return f"{first.platform}: {first.device_kind} ({platform.machine()}{cores})"
+
+
+def time_inference(
+    networks: Sequence[tuple[Callable[..., jax.Array], Any]], pictures: jax.Array, *, repeats: int = 30
+) -> list[float]:
+    """Median milliseconds of one call of each compiled network, run alternately after a warm-up, compilation apart.
+
+    Args:
+        networks: Pairs `(apply, params)`.
+        pictures: float32[N, H, W, C].
+        repeats: Timed calls of each.
+    """
+    compiled = [(jax.jit(apply), params) for apply, params in networks]
+    for apply, params in compiled * 2:
+        jax.block_until_ready(apply(params, pictures))
+    taken: list[list[float]] = [[] for _ in compiled]
+    for _ in range(repeats):
+        for times, (apply, params) in zip(taken, compiled, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(apply(params, pictures))
+            times.append((time.perf_counter() - began) * 1e3)
+    return [float(np.median(times)) for times in taken]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -1,0 +1,236 @@
+"""The main program, run as a user runs it, on tiny pictures and few steps: what it writes, refuses and survives."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+import typing
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+import maskprune
+
+
+PROGRAM = Path(__file__).parents[1] / "experiments" / "minimize.py"
+
+
+class SimpleTask:
+    """What the factory of the Taylor selector asks of a task."""
+
+    @staticmethod
+    def loss(params, batch):
+        return sum(jax.numpy.sum(leaf**2) for leaf in jax.tree.leaves(params)) + 0.0 * jax.numpy.sum(batch[0])
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("minimize_program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Smooth random pictures in one archive."""
+    noise = np.random.default_rng(5).normal(size=(6, 48, 48))
+    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
+    low, high = smooth.min(), smooth.max()
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, pictures=np.round(255 * (smooth - low) / (high - low)).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def quick(program, pictures):
+    """A configuration that takes seconds."""
+    recipe = program.Recipe(crop=32, first_steps=150, steps=20, final_steps=20, batch=4)
+    return program.Config(data=pictures, size=48, widths=(2, 2), recipe=recipe, max_rounds=2, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(program, quick, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return out, program.main(dataclasses.replace(quick, out=out)), quick
+
+
+def test_writes_everything_it_promises(finished):
+    out, result, _ = finished
+    assert {path.name for path in out.iterdir()} == {
+        "result.json", "history.csv", "network.npz", "report.html", "pictures",
+    }  # fmt: skip
+    kept = json.loads((out / "result.json").read_text())
+    promised = "config seed versions device precision initial_score final_score relative_rmse masks_before masks_after"
+    promised += " enabled parameters_before parameters_after multiply_adds_before multiply_adds_after steps seconds"
+    promised += " verified_max_abs_difference"
+    for name in promised.split():
+        assert kept[name] is not None, name
+    assert kept["masks_before"] == {"conv1": 2, "conv2": 2}
+    assert kept["masks_after"] == {name: sum(flags) for name, flags in kept["enabled"].items()}
+    assert kept["rounds"] == 2 and kept["stop"] == "the limit of 2 rounds is reached"
+    assert kept["steps"] >= 150 + 2 * 20 + 20
+    assert result["final_score"] == kept["final_score"]
+    assert len(list((out / "pictures").glob("*.png"))) == 5
+
+
+def test_history_has_one_row_per_round_with_sizes_that_add_up(finished):
+    out, result, _ = finished
+    rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
+    assert rows[0]["verdict"] == "reference" and rows[-1]["verdict"] == "final"
+    assert len(rows) == 1 + result["rounds"] + 1
+    for row in rows:
+        assert int(row["masks"]) == int(row["masks_conv1"]) + int(row["masks_conv2"])
+        k1, k2 = int(row["masks_conv1"]), int(row["masks_conv2"])
+        assert int(row["multiply_adds"]) == 25 * (k1 + k1 * k2 + k2)
+        assert int(row["parameters"]) == int(row["multiply_adds"]) + k1 + k2 + 1
+    assert int(rows[-1]["total_steps"]) == result["steps"]
+
+
+def test_the_saved_network_is_small_and_scores_as_reported(finished, pictures):
+    out, result, config = finished
+    apply, params = maskprune.models.load(out / "network.npz")
+    widths = [layer["kernel"].shape[3] for layer in params.values()]
+    assert widths == [*result["masks_after"].values(), 1]
+    assert maskprune.count_params(params) == result["parameters_after"]
+    dataset = maskprune.data.make_dataset(maskprune.data.sobel(), pictures, size=config.size)
+    inputs, targets = (maskprune.data.batches.to_unit(side) for side in dataset.evaluation[:2])
+    assert maskprune.metrics.soft_f1(apply(params, inputs), targets, border=6) == pytest.approx(
+        result["final_score"], abs=1e-5
+    )
+
+
+def test_same_seed_same_result_and_another_seed_another(program, finished, tmp_path):
+    out, first, config = finished
+    again = program.main(dataclasses.replace(config, out=tmp_path / "again"))
+    other = program.main(dataclasses.replace(config, out=tmp_path / "other", seed=1))
+    assert (out / "network.npz").exists()
+    for name in ("initial_score", "final_score", "enabled", "metrics"):
+        assert again[name] == first[name]
+    assert other["initial_score"] != first["initial_score"]
+    one, two = (maskprune.models.load(path / "network.npz")[1] for path in (out, tmp_path / "again"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_starts_from_a_saved_network_without_training_it_first(program, finished, tmp_path):
+    out, result, config = finished
+    recipe = dataclasses.replace(config.recipe, first_steps=None, final_steps=0)
+    config = dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, recipe=recipe, max_rounds=1)
+    again = program.main(config)
+    assert again["initial_score"] == pytest.approx(result["final_score"], abs=1e-6)
+    assert again["masks_before"] == result["masks_after"]
+    assert again["steps"] <= 20
+
+
+@pytest.mark.parametrize("task", ["canny", "threshold", "local-mean", "otsu", "adaptive"])
+def test_every_task_runs(program, finished, tmp_path, task):
+    out, _, config = finished
+    recipe = dataclasses.replace(config.recipe, selector="taylor", first_steps=None, steps=2, final_steps=0)
+    config = dataclasses.replace(config, task=task, recipe=recipe, reverse=True, standardize=True, control=True)
+    result = program.main(dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, max_rounds=1))
+    assert result["task"] == task and 0 <= result["final_score"] <= 1
+
+
+def test_every_selector_has_a_name(program):
+    model, task = maskprune.models.fcn((3, 2)), SimpleTask()
+    network = maskprune.init_network(model.init(jax.random.key(0)), model.groups)
+    batch = (jax.numpy.ones((1, 16, 16, 1)),) * 2
+    config = program.Config()
+    for name in typing.get_args(program.SelectorName):
+        selector = program.make_selector(config, program.Recipe(selector=name), model, task)
+        scores = selector(jax.random.key(1), network, batch)
+        assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
+
+
+def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
+    with np.load(pictures) as file:
+        for number, picture in enumerate(file["pictures"]):
+            for folder, values in (("before", picture), ("after", 255 - picture)):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(values).save(tmp_path / folder / f"{number}.png")
+    config = dataclasses.replace(
+        quick, task="pairs", data=None, inputs=tmp_path / "before", targets=tmp_path / "after", out=tmp_path / "out"
+    )
+    assert program.main(config)["metrics"]["final"]["r2"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"threshold": 2.0}, "--threshold"),
+        ({"threshold": 0.0}, "--threshold"),
+        ({"widths": (5, 0)}, "--widths"),
+        ({"widths": ()}, "--widths"),
+        ({"kernel": 4}, "--kernel"),
+        ({"count": 0}, "--count"),
+        ({"task": "pairs"}, "--inputs"),
+        ({"inputs": Path("a"), "targets": Path("b")}, "--task pairs"),
+        ({"level": 3.0}, "--level"),
+        ({"stagnation": 1.5}, "--stagnation"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(program, quick, tmp_path, change, words):
+    with pytest.raises(SystemExit, match=words):
+        program.main(dataclasses.replace(quick, out=tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"crop": 12}, "--crop"),
+        ({"crop": 400}, "--crop"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"batch": 0}, "--batch"),
+        ({"border": -1}, "border"),
+        ({"first_steps": 0}, "--first-steps"),
+    ],
+)
+def test_bad_recipes_are_refused_before_any_work(program, quick, tmp_path, change, words):
+    recipe = dataclasses.replace(quick.recipe, **change)
+    with pytest.raises(SystemExit, match=words):
+        program.main(dataclasses.replace(quick, out=tmp_path / "out", recipe=recipe))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_presets_are_complete_and_the_thesis_is_literal(program):
+    for preset in program.PRESETS.values():
+        assert None not in dataclasses.asdict(preset).values()
+    _, thesis = program.resolve(program.Config(preset="thesis"))
+    assert (thesis.first_steps, thesis.steps, thesis.batch, thesis.crop, thesis.border) == (10_000, 2_000, 3, 256, 0)
+    assert (thesis.initial, thesis.optimizer, thesis.learning_rate) == ("thesis", "adam", 1e-3)
+
+
+def test_help_answers_without_loading_jax():
+    code = "import sys, runpy; sys.argv = ['minimize.py', '--help']\n"
+    code += f"try: runpy.run_path({str(PROGRAM)!r}, run_name='__main__')\n"
+    code += "except SystemExit: pass\nassert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--threshold" in done.stdout and "--start-from" in done.stdout
+
+
+def test_an_interrupted_run_writes_what_it_knows(pictures, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(PROGRAM), "--data", str(pictures), "--size", "48", "--crop", "32", "--out", str(out)]
+    command += ["--widths", "2", "2", "--batch", "4", "--first-steps", "150", "--steps", "1000000"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if "network to minimize" in line:  # the first round is about to begin
+            break
+    time.sleep(2)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=120)[0]
+    assert child.returncode == 130, said
+    result = json.loads((out / "result.json").read_text())
+    assert result["interrupted"] is True and result["masks_after"] == {"conv1": 2, "conv2": 2}
+    assert (out / "report.html").exists() and (out / "network.npz").exists()
