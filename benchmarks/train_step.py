@@ -1,7 +1,7 @@
 """How long does one training step take, by convolution and by optimizer?
 
-Trains the 1-5-5-1 network in the compiled loop that sessions use. All variants live in one process and take turns, after
-a warm-up; compilation is timed apart. Quote ratios: absolute times depend on the machine and on who else uses it.
+Trains the 1-5-5-1 network in the compiled loop that sessions use. All variants live in one process and take turns,
+after a warm-up; compilation is timed apart. Quote ratios: absolute times depend on the machine and on who else uses it.
 
     python benchmarks/train_step.py --sizes 64 128 --json result.json
 """

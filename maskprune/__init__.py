@@ -9,6 +9,8 @@ from maskprune import metrics as metrics
 from maskprune import models as models
 from maskprune import record as record
 from maskprune import select as select
+from maskprune import testing as testing
+from maskprune import worth as worth
 from maskprune.alter import disable as disable
 from maskprune.alter import enable as enable
 from maskprune.alter import freeze as freeze
@@ -25,9 +27,6 @@ from maskprune.groups import Groups as Groups
 from maskprune.groups import Slice as Slice
 from maskprune.hold import cosine as cosine
 from maskprune.hold import scale_by_progress as scale_by_progress
-from maskprune.minimize import Limits as Limits
-from maskprune.minimize import Round as Round
-from maskprune.minimize import Rules as Rules
 from maskprune.minimize import minimize as minimize
 from maskprune.network import Network as Network
 from maskprune.network import choose as choose
@@ -39,6 +38,9 @@ from maskprune.network import trainable as trainable
 from maskprune.outcome import Outcome as Outcome
 from maskprune.outcome import summarize as summarize
 from maskprune.outcome import write_outcome as write_outcome
+from maskprune.rounds import Limits as Limits
+from maskprune.rounds import Round as Round
+from maskprune.rounds import Rules as Rules
 from maskprune.soap import scale_by_soap as scale_by_soap
 from maskprune.soap import soap as soap
 from maskprune.start import train_start as train_start

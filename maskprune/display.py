@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from maskprune.minimize import Round
+from maskprune.rounds import Round
 from maskprune.train import TrainState, Watch
 
 

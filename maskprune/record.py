@@ -24,8 +24,8 @@ import numpy as np
 from maskprune.alter import disable
 from maskprune.compact import compact_params, count_params
 from maskprune.files import replace_file
-from maskprune.minimize import Round
 from maskprune.network import Network, choose
+from maskprune.rounds import Round
 
 
 Row = dict[str, Any]

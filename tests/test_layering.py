@@ -23,6 +23,7 @@ FLOORS = {
     5: {
         "minimize",
         "outcome",
+        "rounds",
         "checkpoint",
         "report",
         "visualize",

@@ -1,0 +1,90 @@
+"""The words of a search: the rules it judges by, the limits it stops at, and what it says of every round."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+from maskprune.train import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a candidate is chosen and judged.
+
+    Attributes:
+        threshold: A candidate is accepted at this share of the reference score or more, in (0, 1].
+        reference: Which network sets the reference score: the `"initial"` one; the `"previous"` accepted one, which
+            compounds (0.85 eight times over is 0.27); or the `"best"` so far.
+        control: The reference network also gets each short session, so that "more training" is not mistaken for
+            "fewer masks are as good". Doubles the cost.
+        retry: Refused masks are tried again after the next acceptance (`"accepted"`) or `"never"`.
+        min_enabled: Masks that stay in every group.
+        count: Masks disabled at once. When every choice is refused, it is halved, down to 1.
+    """
+
+    threshold: float = 0.95
+    reference: Literal["initial", "previous", "best"] = "initial"
+    control: bool = False
+    retry: Literal["accepted", "never"] = "accepted"
+    min_enabled: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"`threshold` is {self.threshold}: it is a share of the reference score, in (0, 1].")
+        if self.reference not in ("initial", "previous", "best"):
+            raise ValueError(f'`reference` is {self.reference!r}: use "initial", "previous" or "best".')
+        if self.retry not in ("accepted", "never"):
+            raise ValueError(f'`retry` is {self.retry!r}: use "accepted" or "never".')
+        if self.min_enabled < 0 or self.count < 1:
+            raise ValueError(f"`min_enabled` is {self.min_enabled} and `count` {self.count}: at least 0 and 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When to stop before every mask is refused. None: no limit; all are checked between rounds.
+
+    Attributes:
+        rounds: At most this many rounds.
+        steps: No new round once this many gradient steps were spent in rounds.
+        seconds: No new round after this time.
+        masks: Stop when no more than this many masks are enabled.
+    """
+
+    rounds: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    masks: int | None = None
+
+
+class Round(NamedTuple):
+    """One select, train and judge cycle. Round 0 judges the network as given.
+
+    Attributes:
+        number: From 0.
+        chosen: Masks tried, `{group: [numbers]}`; empty in round 0.
+        accepted: Whether the candidate was kept.
+        reason: The verdict in words.
+        score: Of the candidate; higher is better.
+        reference: The score it was compared with.
+        required: The score it had to reach.
+        metrics: Everything `evaluate` said of the candidate.
+        state: The state held after the verdict; after a refusal the very same object as before the round.
+        steps: Gradient steps this round spent, the control's included.
+        seconds: Wall time of the round.
+        stop: Why the search ends after this round, or "" if it goes on.
+    """
+
+    number: int
+    chosen: dict[str, list[int]]
+    accepted: bool
+    reason: str
+    score: float
+    reference: float
+    required: float
+    metrics: dict[str, float]
+    state: TrainState
+    steps: int
+    seconds: float
+    stop: str

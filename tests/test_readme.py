@@ -1,0 +1,40 @@
+"""The README's examples, run as they stand but for the number of steps."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from maskprune.testing import check_selector
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_the_library_example_and_the_selector_run(blocks, tmp_path, capsys):
+    library, selector = blocks
+    assert len([line for line in library.splitlines() if line.strip()]) <= 20
+    for steps, fewer in (("800", "40"), ("600", "2")):
+        assert library.count(steps) == 1
+        library = library.replace(steps, fewer)
+    path = tmp_path / "example.py"
+    path.write_text(library + selector)
+    names = runpy.run_path(str(path))
+    assert "0 {} the network to minimize" in capsys.readouterr().out
+    widths = [layer["kernel"].shape[3] for layer in names["params"].values()]
+    assert widths[:2] == [int(flags.sum()) for flags in names["found"].state.network.enabled.values()]
+    check_selector(names["quiet"], batch=names["task"].sample, network=names["state"].network)
+
+
+def test_the_commands_of_the_readme_exist():
+    text = README.read_text()
+    assert "pip install -e . && python experiments/minimize.py --task sobel" in text
+    assert 'pip install -e ".[test]" && pytest' in text
+    for path in re.findall(r"\((docs/[^)]+|[A-Z]+\.md)\)|`([A-Z]+\.md)`", text):
+        assert (README.parent / "".join(path)).exists(), path
