@@ -245,7 +245,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
     known: dict[str, Any] = {"initial": None, "state": None, "rows": [], "steps": 0, "stop": "", "interrupted": False}
 
     def train(key: Any, state: Any, *, steps: int = recipe.steps, label: str = "", watch: Any = None) -> Any:
-        watches = [show.session(label or f"round {len(known['rows'])}", steps)]
+        watches = [show.session(label or show.upcoming, steps)]
         watches += [maskprune.stagnation(improvement=config.stagnation, patience=5)] if config.stagnation else []
         watches += [watch] if watch else []
         every = lambda state, losses: next(filter(None, [look(state, losses) for look in watches]), "")

@@ -39,6 +39,7 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self._bar: TaskID | None = None
+        self.upcoming = "round 1"  # the label of the next round's bar
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -96,6 +97,9 @@ class Display:
         what = escape(row["chosen"]) if found.number else "trained"
         extra = f"  relative RMSE {row['relative_rmse']:.3f}" if "relative_rmse" in row else ""
         self.console.print(f"{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {found.reason}{extra}")
+        seconds = int(found.left * found.seconds)
+        soon = f", {seconds // 60}:{seconds % 60:02}" if seconds else ""
+        self.upcoming = f"round {found.number + 1} (at most {found.left} to go{soon})"
 
 
 def _blocks(enabled: Mapping[str, list[bool]]) -> str:

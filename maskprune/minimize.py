@@ -100,7 +100,8 @@ class _Search:
         required = self.rules.threshold * self.reference_score
         said = "the network to minimize"
         score = self.reference_score
-        return Round(0, {}, True, said, score, score, required, metrics, self.state, 0, 0.0, self.stop)
+        left = len(self._eligible())
+        return Round(0, {}, True, said, score, score, required, metrics, self.state, 0, 0.0, left, self.stop)
 
     def pick(self, order: list[tuple[str, int]]) -> dict[str, list[int]]:
         """The first `count` eligible masks of the order."""
@@ -135,10 +136,20 @@ class _Search:
         self.number, self.steps = self.number + 1, self.steps + steps
         self._halve_count()
         self.stop = self._stop()
-        seconds = time.perf_counter() - began
-        held = self.state
         return Round(
-            self.number, chosen, accepted, reason, score, reference, required, metrics, held, steps, seconds, self.stop
+            number=self.number,
+            chosen=chosen,
+            accepted=accepted,
+            reason=reason,
+            score=score,
+            reference=reference,
+            required=required,
+            metrics=metrics,
+            state=self.state,
+            steps=steps,
+            seconds=time.perf_counter() - began,
+            left=len(self._eligible()),
+            stop=self.stop,
         )
 
     def measure_reference(self, score: float) -> None:

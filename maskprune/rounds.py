@@ -73,6 +73,7 @@ class Round(NamedTuple):
         state: The state held after the verdict; after a refusal the very same object as before the round.
         steps: Gradient steps this round spent, the control's included.
         seconds: Wall time of the round.
+        left: Masks that may still be tried before the search gives up; an acceptance may bring refused ones back.
         stop: Why the search ends after this round, or "" if it goes on.
     """
 
@@ -87,4 +88,5 @@ class Round(NamedTuple):
     state: TrainState
     steps: int
     seconds: float
+    left: int
     stop: str

@@ -217,3 +217,11 @@ def test_a_training_that_fails_is_refused_and_the_search_goes_on():
     rounds = search(state_of(a=3), evaluate=needs(), train=ageing(failing=(0,)))
     assert tried(rounds) == ["-a0", "a1", "a0"]
     assert rounds[1].reason == "training failed: it broke" and rounds[1].state is rounds[0].state
+
+
+def test_what_is_left_to_try_counts_down_and_comes_back_with_an_acceptance():
+    refused = search(state_of(a=3, b=2), evaluate=needs(*[("a", n) for n in range(3)], ("b", 0), ("b", 1)))
+    assert [found.left for found in refused] == [5, 4, 3, 2, 1, 0]
+    assert [bool(found.stop) for found in refused] == [False] * 5 + [True]
+    accepted = search(state_of(a=3), evaluate=needs(("a", 0)))  # a0 is refused, a1 goes, a0 is refused again, a2 goes
+    assert [found.left for found in accepted] == [3, 2, 2, 1, 0]

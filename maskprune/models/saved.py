@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.files import replace_file
 from maskprune.models.fcn import fcn, layer_names
 from maskprune.network import Params
 
@@ -31,18 +31,11 @@ def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = 
         params: As from `FCN.init`, or compacted.
         about: JSON-able facts to keep with the network.
     """
-    path = Path(path)
     arrays = {f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()}
     header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": dict(about or {})})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, header=np.array(header), **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, header=np.array(header), **arrays)
+    return replace_file(path, content.getvalue())
 
 
 def load(path: str | Path) -> tuple[Any, Params]:
