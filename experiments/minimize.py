@@ -12,6 +12,8 @@ network that computes the same, pictures, and a report.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import sys
 import time
 from datetime import datetime
@@ -51,6 +53,8 @@ class Recipe:
     """Side of a training crop, in pixels; the size of the pictures takes them whole."""
     border: int | None = None
     """Pixels left out at each side, in losses and scores: zero padding makes false edges there."""
+    ceiling: float | None = None
+    """The largest output that counts as right in the F1 score and loss; inf for the source document's formula."""
     first_steps: int | None = None
     """Steps of the first, long session."""
     steps: int | None = None
@@ -64,9 +68,9 @@ class Recipe:
 
 
 PRESETS = {
-    "quick": Recipe("he", "soap", 2e-2, 8, 64, 6, 800, 600, 800, "initial", "cosine-max"),
-    "full": Recipe("he", "soap", 2e-2, 8, 96, 6, 4000, 1000, 4000, "initial", "cosine-max"),
-    "thesis": Recipe("thesis", "adam", 1e-3, 3, 256, 0, 10_000, 2_000, 0, "previous", "cosine-max"),
+    "quick": Recipe("he", "soap", 2e-2, 8, 64, 6, 1.0, 800, 600, 800, "initial", "cosine-max"),
+    "full": Recipe("he", "soap", 2e-2, 8, 96, 6, 1.0, 4000, 1000, 4000, "initial", "cosine-max"),
+    "thesis": Recipe("thesis", "adam", 1e-3, 3, 256, 0, math.inf, 10_000, 2_000, 0, "previous", "cosine-max"),
 }
 
 
@@ -148,6 +152,7 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
         (config.count < 1, f"--count is {config.count}: use 1 or more"),
         (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
         (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
+        (not recipe.ceiling > 0, f"--ceiling is {recipe.ceiling}: use a positive number"),
         (not recipe.learning_rate > 0, f"--learning-rate is {recipe.learning_rate}: use a positive number"),
         (min(recipe.batch, recipe.steps) < 1, "--batch and --steps must be at least 1"),
         (min(recipe.first_steps, recipe.final_steps, recipe.border) < 0, "steps and border must not be negative"),
@@ -210,13 +215,13 @@ def make_optimizer(recipe: Recipe) -> Any:
     return {"soap": maskprune.soap, "adam": optax.adam}[recipe.optimizer](recipe.learning_rate)
 
 
-def make_loss(config: Config, dataset: Any) -> Any:
+def make_loss(config: Config, recipe: Recipe, dataset: Any) -> Any:
     from maskprune import losses
 
     # Continuous targets: squared error trains best. Binary ones: most pixels are blank, and squared error settles for
     # grey edges, where the F1 loss decides.
     name = ("f1" if dataset.binary else "mse") if config.loss == "auto" else config.loss
-    return {"mse": losses.mse, "mae": losses.mae, "f1": losses.soft_f1}[name]
+    return {"mse": losses.mse, "mae": losses.mae, "f1": functools.partial(losses.soft_f1, ceiling=recipe.ceiling)}[name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -234,9 +239,14 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
     for line in (dataset.source, dataset.summary(), *dataset.notes):
         show.say(line)
     saved, model = start_model(config, recipe)
-    loss = make_loss(config, dataset)
     task = maskprune.picture_task(
-        model.apply, dataset, loss=loss, border=recipe.border, batch=recipe.batch, crop=recipe.crop
+        model.apply,
+        dataset,
+        loss=make_loss(config, recipe, dataset),
+        border=recipe.border,
+        batch=recipe.batch,
+        crop=recipe.crop,
+        ceiling=recipe.ceiling,
     )
     optimizer = make_optimizer(recipe)
     session = maskprune.make_session(maskprune.make_train_step(task.loss, optimizer), task.draw)
@@ -274,7 +284,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             first_key,
             draw,
             long_session,
-            trouble=lambda state: maskprune.no_better_than_constant(task.evaluate(state)),
+            trouble=task.trouble,
             look_after=recipe.first_steps // 4,
         )
         for reason in start.redrawn:

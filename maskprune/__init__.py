@@ -45,7 +45,6 @@ from maskprune.soap import scale_by_soap as scale_by_soap
 from maskprune.soap import soap as soap
 from maskprune.start import train_start as train_start
 from maskprune.task import PictureTask as PictureTask
-from maskprune.task import no_better_than_constant as no_better_than_constant
 from maskprune.task import picture_task as picture_task
 from maskprune.train import SessionReport as SessionReport
 from maskprune.train import StepInfo as StepInfo

@@ -5,6 +5,8 @@ reaches, runs under `jit`, `grad` and `vmap`, and stays finite, with finite grad
 file must not know what a network, a mask or a data set is. The scores that decide are in `metrics`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -92,16 +94,25 @@ def _mean(values: jax.Array) -> jax.Array:
     return jnp.sum(picture_total(values)) / values.size
 
 
-def soft_f1(output: jax.Array, target: jax.Array, *, border: int = 0) -> jax.Array:
+def overlap(output: jax.Array, target: jax.Array, ceiling: float = 1.0) -> jax.Array:
+    """What each pixel adds to TP: the output, at most `ceiling`, times the target. NaN stays NaN."""
+    return jnp.where(output > ceiling, ceiling, output) * target if math.isfinite(ceiling) else output * target
+
+
+def soft_f1(output: jax.Array, target: jax.Array, *, border: int = 0, ceiling: float = 1.0) -> jax.Array:
     """One minus the soft F1 score of each picture, averaged over pictures ("macro").
 
-    With E = Σ|O − T| and TP = Σ O·T over the pixels of a picture, its loss is E / (2TP + E). For binary pictures
-    E = FP + FN, and this is one minus the F1 score. The scale matters: both pictures are expected in [0, 1].
+    With E = Σ|O − T| and TP = Σ min(O, ceiling)·T over the pixels of a picture, its loss is E / (2TP + E). For binary
+    pictures E = FP + FN, and this is one minus the F1 score. The scale matters: both pictures are expected in [0, 1].
+
+    Without the ceiling an output without bounds can cheat: a few enormous pixels in the right places score 2/3
+    whatever the rest looks like, since TP grows as fast as E. With it, overshooting can only lose.
 
     Args:
         output: `float[N, H, W, C]`, 0 or more.
         target: the same shape and range.
         border: pixels left out on each side.
+        ceiling: the largest output that counts in TP; infinity for the formula of the source document.
 
     Returns:
         A scalar in [0, 1]. A blank output for a blank target costs 0. Any other output for a blank target costs 1,
@@ -120,14 +131,14 @@ def soft_f1(output: jax.Array, target: jax.Array, *, border: int = 0) -> jax.Arr
     """
     output, target = crop_border(output, target, border)
     errors = picture_total(jnp.abs(output - target))
-    overlaps = picture_total(output * target)
+    overlaps = picture_total(overlap(output, target, ceiling))
     return jnp.mean(_error_share(errors, overlaps))
 
 
 @jax.custom_jvp
-def _error_share(error: jax.Array, overlap: jax.Array) -> jax.Array:
-    """error / (2·overlap + error), 0/0 = 0; NaN stays NaN."""
-    whole = 2 * overlap + error
+def _error_share(error: jax.Array, common: jax.Array) -> jax.Array:
+    """error / (2·common + error), 0/0 = 0; NaN stays NaN."""
+    whole = 2 * common + error
     empty = whole < jnp.finfo(whole.dtype).tiny
     wrong = jnp.where(error < jnp.finfo(error.dtype).tiny, 0.0, 1.0)
     return jnp.where(empty, wrong, error / jnp.where(empty, 1, whole))
@@ -137,10 +148,10 @@ def _error_share(error: jax.Array, overlap: jax.Array) -> jax.Array:
 def _error_share_jvp(primals, tangents):
     # The quotient rule as autodiff writes it subtracts two large numbers where a target is blank and the output
     # nearly so, and squares the small denominator. This form has neither: a blank target gives exactly 0.
-    error, overlap = primals
-    d_error, d_overlap = tangents
-    whole = 2 * overlap + error
+    error, common = primals
+    d_error, d_common = tangents
+    whole = 2 * common + error
     empty = whole < jnp.finfo(whole.dtype).tiny
     safe = jnp.where(empty, 1, whole)
-    slope = 2 * ((overlap / safe) * d_error - (error / safe) * d_overlap) / safe
-    return _error_share(error, overlap), jnp.where(empty, 0, slope)
+    slope = 2 * ((common / safe) * d_error - (error / safe) * d_common) / safe
+    return _error_share(error, common), jnp.where(empty, 0, slope)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.losses import crop_border, picture_total
+from maskprune.losses import crop_border, overlap, picture_total
 from maskprune.quality import PrecisionRecallF1 as PrecisionRecallF1
 from maskprune.quality import precision_recall_f1 as precision_recall_f1
 from maskprune.quality import ssim as ssim
@@ -33,24 +33,27 @@ class _Columns(NamedTuple):
     """The columns of `picture_sums`, with O the output and T the target."""
 
     error: np.ndarray  # Σ|O − T|
-    overlap: np.ndarray  # Σ O·T
+    overlap: np.ndarray  # Σ min(O, 1)·T
     squared_error: np.ndarray  # Σ (O − T)²
     target: np.ndarray  # Σ T
     target_squared: np.ndarray  # Σ T²
     pixels: np.ndarray  # how many numbers were summed
 
 
-def picture_sums(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> jax.Array:
+def picture_sums(
+    output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0, ceiling: float = 1.0
+) -> jax.Array:
     """Reduces each picture to the six sums that every score here is made of. Runs under `jit` and `vmap`.
 
     Args:
         output: `float[N, H, W, C]`.
         target: the same shape.
         border: pixels left out on each side.
+        ceiling: the largest output that counts in TP, see `losses.soft_f1`.
 
     Returns:
-        `float32[N, 6]`; the columns are Σ|O − T|, ΣO·T, Σ(O − T)², ΣT, ΣT² and the number of pixels. Rows of many
-        batches may be concatenated.
+        `float32[N, 6]`; the columns are Σ|O − T|, TP = Σ min(O, ceiling)·T, Σ(O − T)², ΣT, ΣT² and the number of
+        pixels. Rows of many batches may be concatenated.
 
     Raises:
         ValueError: see `losses.crop_border`.
@@ -58,7 +61,7 @@ def picture_sums(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, 
     output, target = crop_border(output, target, border)
     difference = output - target
     pixels = jnp.full(output.shape[0], output[0].size, jnp.float32)
-    terms = (jnp.abs(difference), output * target, jnp.square(difference), target, jnp.square(target))
+    terms = (jnp.abs(difference), overlap(output, target, ceiling), jnp.square(difference), target, jnp.square(target))
     return jnp.stack([*(picture_total(term).astype(jnp.float32) for term in terms), pixels], axis=1)
 
 

@@ -188,7 +188,7 @@ class _Search:
         if limits.masks is not None and enabled <= limits.masks:
             return f"the target of {limits.masks} masks is reached"
         if not self._eligible():
-            return "every mask that may go was refused" if self.refused else "no mask may go"
+            return "every mask that may go was refused" if self.refused else "no group has a mask to spare"
         if limits.rounds is not None and self.number >= limits.rounds:
             return f"the limit of {limits.rounds} rounds is reached"
         if limits.steps is not None and self.steps >= limits.steps:

@@ -7,7 +7,7 @@ no pictures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,8 @@ class PictureTask(NamedTuple):
         data: The training pictures on the device, for `session.run`.
         evaluate: `evaluate(state) -> {"score": ..., "f1": ..., ...}` over all evaluation pictures. The score is the
             macro soft F1.
+        trouble: `trouble(state) -> str`: why a trained start is no use, or "": it neither explains a tenth of the
+            variance nor scores clearly above the best constant output. For `train_start`.
         sample: One fixed batch of training crops, for selectors.
     """
 
@@ -39,6 +41,7 @@ class PictureTask(NamedTuple):
     draw: Callable[[jax.Array, DeviceSplit], Batch]
     data: DeviceSplit
     evaluate: Callable[[TrainState], dict[str, float]]
+    trouble: Callable[[TrainState], str]
     sample: Batch
 
 
@@ -51,6 +54,7 @@ def picture_task(
     batch: int = 8,
     crop: int = 64,
     sample: int = 32,
+    ceiling: float = 1.0,
 ) -> PictureTask:
     """Joins a model and pictures.
 
@@ -63,6 +67,7 @@ def picture_task(
         batch: Crops of a batch.
         crop: Their side, in pixels.
         sample: Crops of `PictureTask.sample`.
+        ceiling: The largest output that counts as right in the score, see `losses.soft_f1`.
 
     Raises:
         ValueError: The border is negative or leaves nothing of a crop, or the crop is larger than the pictures.
@@ -83,16 +88,20 @@ def picture_task(
     def draw(key: jax.Array, split: DeviceSplit) -> Batch:
         return draw_batch(key, split, batch=batch, crop=crop)
 
+    evaluate = _evaluation(apply, to_device(dataset.evaluation), border=border, ceiling=ceiling)
+    trouble = _blindness(evaluate, constant_score(dataset.evaluation.targets[:16], border=border))
     fixed = draw_batch(jax.random.key(0), data, batch=sample, crop=crop)
-    return PictureTask(batch_loss, draw, data, _evaluation(apply, to_device(dataset.evaluation), border), fixed)
+    return PictureTask(batch_loss, draw, data, evaluate, trouble, fixed)
 
 
-def _evaluation(apply: Callable[..., jax.Array], data: DeviceSplit, border: int) -> Callable[[TrainState], dict]:
+def _evaluation(
+    apply: Callable[..., jax.Array], data: DeviceSplit, *, border: int, ceiling: float
+) -> Callable[[TrainState], dict]:
     @jax.jit
     def sums(params: Params, pictures: DeviceSplit) -> jax.Array:
         def one(picture: tuple[jax.Array, jax.Array]) -> jax.Array:
             inputs, targets = (to_unit(side)[None] for side in picture)
-            return metrics.picture_sums(apply(params, inputs), targets, border=border)[0]
+            return metrics.picture_sums(apply(params, inputs), targets, border=border, ceiling=ceiling)[0]
 
         return jax.lax.map(one, (pictures.inputs, pictures.targets))  # one at a time: it stays in the cache
 
@@ -103,8 +112,27 @@ def _evaluation(apply: Callable[..., jax.Array], data: DeviceSplit, border: int)
     return evaluate
 
 
-def no_better_than_constant(metrics_found: dict[str, Any], *, least_r2: float = 0.1) -> str:
-    """Why a trained start is no use, or "": its output is dead, or explains less than `least_r2` of the variance."""
-    if metrics_found["r2"] >= least_r2:
-        return ""
-    return f"its output is no better than a constant (R² {metrics_found['r2']:.2f})"
+def _blindness(evaluate: Callable[[TrainState], dict[str, float]], blind: float) -> Callable[[TrainState], str]:
+    def trouble(state: TrainState) -> str:
+        found = evaluate(state)
+        if found["r2"] >= 0.1 or found["score"] >= blind + 0.1 * (1.0 - blind):
+            return ""
+        return (
+            f"its output is no better than a constant (score {found['score']:.3f}, a constant reaches {blind:.3f}; "
+            f"R² {found['r2']:.2f})"
+        )
+
+    return trouble
+
+
+def constant_score(targets: np.ndarray, *, border: int = 0, levels: int = 12) -> float:
+    """The macro soft F1 of the best output that is the same everywhere.
+
+    Args:
+        targets: uint8 or uint16[N, H, W, 1], as stored in a `Split`.
+        border: Pixels left out at each side.
+        levels: How many constants are tried, from the mean of the targets up to 1.
+    """
+    values = np.asarray(to_unit(targets))
+    constants = np.geomspace(max(float(values.mean()), 1e-3), 1.0, levels)
+    return max(metrics.soft_f1(np.full_like(values, level), values, border=border) for level in constants)

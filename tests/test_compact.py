@@ -187,3 +187,20 @@ def test_the_error_says_how_far_off():
 @pytest.mark.parametrize(("tree", "expected"), [({}, 0), ({"a": jnp.ones((2, 3)), "b": [jnp.ones(())]}, 7)])
 def test_count_params(tree, expected):
     assert count_params(tree) == expected
+
+
+def test_rounding_where_large_numbers_cancel_is_no_error_but_a_wrong_cut_still_is():
+    model = models.fcn((4, 6))
+    params = model.init(jax.random.key(3))
+    params["conv2"] = {name: 1e4 * leaf for name, leaf in params["conv2"].items()}
+    pictures = jax.random.uniform(jax.random.key(4), (2, 24, 24, 1))
+    params["conv3"]["kernel"] = jnp.abs(params["conv3"]["kernel"])
+    network = init_network(params, model.groups)
+    network = disable(network, choose(network, {"conv1": [0], "conv2": [1, 4]}))
+    highest = jnp.max(model.apply(effective_params(network), pictures))
+    network.params["conv3"]["bias"] += 0.5 - highest  # outputs up to 0.5 are left of numbers of 1e4
+    small = compact_params(network)
+    assert 1e-5 < check_same(model.apply, network, small, pictures) < 0.1
+    small["conv3"]["kernel"] = small["conv3"]["kernel"].at[2, 2, 0, 0].multiply(1.001)
+    with pytest.raises(CompactionError, match="more than rounding explains"):
+        check_same(model.apply, network, small, pictures)

@@ -70,7 +70,7 @@ def test_refusing_everything_returns_the_very_same_object():
 def test_accepting_everything_leaves_the_fewest_allowed(least, left):
     rounds = search(state_of(a=4, b=2), evaluate=needs(), rules=Rules(min_enabled=least))
     assert tuple(count_enabled(rounds[-1].state.network).values()) == ((4, 2) if least > 3 else left)
-    assert all(row.accepted for row in rounds) and rounds[-1].stop == "no mask may go"
+    assert all(row.accepted for row in rounds) and rounds[-1].stop == "no group has a mask to spare"
     assert all(row.stop == "" for row in rounds[:-1])
 
 
@@ -184,7 +184,7 @@ def test_frozen_and_disabled_masks_are_never_chosen():
     start = network({"a": 4, "b": 2})
     start = disable(freeze(start, choose(start, {"a": [0, 3], "b": [1]})), choose(start, {"a": [1]}))
     rounds = search(init_state(start, OPTIMIZER), evaluate=needs())
-    assert tried(rounds) == ["a2", "b0"] and rounds[-1].stop == "no mask may go"
+    assert tried(rounds) == ["a2", "b0"] and rounds[-1].stop == "no group has a mask to spare"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_frozen_and_disabled_masks_are_never_chosen():
         (Limits(seconds=0.0), 0, "the limit of 0 seconds is reached"),
         (Limits(masks=3), 3, "the target of 3 masks is reached"),
         (Limits(masks=9), 0, "the target of 9 masks is reached"),
-        (Limits(rounds=99, steps=9999, seconds=1e9, masks=0), 5, "no mask may go"),
+        (Limits(rounds=99, steps=9999, seconds=1e9, masks=0), 5, "no group has a mask to spare"),
     ],
 )
 def test_limits_end_the_search_and_say_so(limits, count, stop):

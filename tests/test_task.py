@@ -1,5 +1,7 @@
 """The loss and the score are those of the pictures without their border, and batches follow from their key."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from maskprune import losses, metrics
 from maskprune.data.split import Dataset, Split
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import init_network
-from maskprune.task import no_better_than_constant, picture_task
+from maskprune.task import constant_score, picture_task
 from maskprune.train import init_state
 
 
@@ -139,9 +141,25 @@ def test_a_negative_border_is_named(rng):
         picture_task(apply, dataset(rng), border=-1, crop=16)
 
 
-@pytest.mark.parametrize(
-    ("r2", "reason"), [(0.5, ""), (0.1, ""), (0.05, "R² 0.05"), (-2.0, "R² -2.00"), (np.nan, "R² nan")]
-)
-def test_no_better_than_constant(r2, reason):
-    said = no_better_than_constant({"r2": r2})
-    assert reason in said and bool(said) == bool(reason)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_the_best_constant_is_one_for_binary_targets(rng, share):
+    binary = np.where(rng.random((4, 30, 30, 1)) < share, 255, 0).astype(np.uint8)
+    shares = (binary > 0).mean(axis=(1, 2, 3))
+    assert constant_score(binary) == pytest.approx(np.mean(2 * shares / (1 + shares)), abs=1e-6)
+
+
+def test_no_constant_beats_the_best_constant(rng):
+    targets = np.round(65535 * rng.random((3, 24, 24, 1)) ** 2).astype(np.uint16)
+    values, best = targets / 65535.0, constant_score(targets, border=2)
+    for level in (0.1, 0.3, 0.5, 0.7, 1.0):
+        constant = np.full(targets.shape, level, np.float32)
+        assert metrics.soft_f1(constant, values.astype(np.float32), border=2) <= best + 0.01
+
+
+def test_a_start_that_learned_nothing_is_in_trouble_and_one_that_learned_is_not(rng):
+    pictures = dataset(rng)
+    same = dataclasses.replace(pictures, evaluation=pictures.evaluation._replace(targets=pictures.evaluation.inputs))
+    task = picture_task(apply, same, border=2, batch=1, crop=8)
+    assert task.trouble(state_of(1.0)) == ""
+    for gain, shift in ((0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (np.nan, 0.0)):
+        assert "no better than a constant" in task.trouble(state_of(gain, shift))
