@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maskprune import record, report, visualize
@@ -151,7 +152,7 @@ def draw(found: Outcome, *, model: FCN, dataset: Dataset, border: int = 0, most:
 
 def _compared(model: FCN, params: tuple[Any, Any], evaluation: Any, i: int, *, border: int) -> tuple[str, list]:
     picture, target = (to_unit(side[i : i + 1]) for side in (evaluation.inputs, evaluation.targets))
-    old, new = (model.apply(each, picture) for each in params)
+    old, new = (jnp.minimum(model.apply(each, picture), 1.0) for each in params)
     inside = slice(border, picture.shape[1] - border)
     named = {
         "input": picture,

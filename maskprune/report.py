@@ -30,8 +30,8 @@ _CAPTIONS = {
     ),
     "comparison": (
         "Before and after",
-        "Target and outputs share one scale, so they should look alike. The error has a scale of its own: what it"
-        " shows may be far too faint to see in the outputs.",
+        "Target and outputs share one scale, so they should look alike; outputs above 1 are shown as 1. The error has a"
+        " scale of its own: what it shows may be far too faint to see in the outputs.",
     ),
     "activations": (
         "What each mask sees",
