@@ -218,8 +218,9 @@ def make_optimizer(recipe: Recipe) -> Any:
 def make_loss(config: Config, recipe: Recipe, dataset: Any) -> Any:
     from maskprune import losses
 
-    # Continuous targets: squared error trains best. Binary ones: most pixels are blank, and squared error settles for
-    # grey edges, where the F1 loss decides.
+    # Measured with the quick recipe, two seeds each, first session only, score of the ten masks. Sobel: mae 0.94, mse
+    # 0.90, f1 0.89; but under mae small networks stick (relative RMSE 0.33 at widths 1, 3, where mse reaches 0.04), and
+    # small is what we are after. Canny: mae 0.73 or dead, f1 0.65, mse 0.57: f1 is the surer one where most is blank.
     name = ("f1" if dataset.binary else "mse") if config.loss == "auto" else config.loss
     return {"mse": losses.mse, "mae": losses.mae, "f1": functools.partial(losses.soft_f1, ceiling=recipe.ceiling)}[name]
 
