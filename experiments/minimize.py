@@ -11,11 +11,13 @@ network that computes the same, pictures, and a report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +30,6 @@ import tyro
 # ---------------------------------------------------------------------------------------------------------------------
 
 Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
-Aggregate = Literal["min", "max", "mean", "median", "std"]
 SelectorName = Literal[
     "cosine-min", "cosine-max", "cosine-mean", "cosine-median", "cosine-std",
     "abs-cosine-min", "abs-cosine-max", "abs-cosine-mean", "abs-cosine-median", "abs-cosine-std",
@@ -67,10 +68,37 @@ class Recipe:
     """Which mask goes next."""
 
 
+QUICK = Recipe(
+    initial="he",
+    optimizer="soap",
+    learning_rate=2e-2,
+    batch=8,
+    crop=64,
+    border=6,
+    ceiling=1.0,
+    first_steps=800,
+    steps=600,
+    final_steps=800,
+    reference="initial",
+    selector="cosine-max",
+)
 PRESETS = {
-    "quick": Recipe("he", "soap", 2e-2, 8, 64, 6, 1.0, 800, 600, 800, "initial", "cosine-max"),
-    "full": Recipe("he", "soap", 2e-2, 8, 96, 6, 1.0, 4000, 1000, 4000, "initial", "cosine-max"),
-    "thesis": Recipe("thesis", "adam", 1e-3, 3, 256, 0, math.inf, 10_000, 2_000, 0, "previous", "cosine-max"),
+    "quick": QUICK,
+    "full": dataclasses.replace(QUICK, crop=96, first_steps=4000, steps=1000, final_steps=4000),
+    "thesis": dataclasses.replace(
+        QUICK,
+        initial="thesis",
+        optimizer="adam",
+        learning_rate=1e-3,
+        batch=3,
+        crop=256,
+        border=0,
+        ceiling=math.inf,
+        first_steps=10_000,
+        steps=2_000,
+        final_steps=0,
+        reference="previous",
+    ),
 }
 
 
@@ -95,10 +123,10 @@ class Config:
     """Decides initial weights, batches and random choices; not the split of the pictures."""
     threshold: float = 0.95
     """A candidate is kept at this share of the reference score or more."""
-    widths: tuple[int, ...] = (5, 5)
-    """Masks of each prunable layer."""
-    kernel: int = 5
-    """Kernel size, odd."""
+    widths: tuple[int, ...] | None = None
+    """Masks of each prunable layer. Default: 5 5."""
+    kernel: int | None = None
+    """Kernel size, odd. Default: 5."""
     loss: Literal["auto", "mse", "mae", "f1"] = "auto"
     """Training loss. auto: mse for continuous targets, f1 for binary ones."""
     reverse: bool = False
@@ -127,8 +155,8 @@ class Config:
     """Side of the stored pictures, cut from the centre of each photograph."""
     limit: int | None = None
     """Use at most this many pictures."""
-    level: float = 0.5
-    """With --task threshold: the grey level, in [0, 1]."""
+    level: float | None = None
+    """With --task threshold: the grey level, in [0, 1]. Default: 0.5."""
     start_from: Path | None = None
     """A saved network.npz to minimize, in place of training one."""
     quiet: bool = False
@@ -136,15 +164,21 @@ class Config:
 
 
 def resolve(config: Config) -> tuple[Config, Recipe]:
-    """The preset's recipe with what was given on the command line, checked before any work is done."""
+    """Fills in what was not given, from the preset and the defaults, and checks it all before any work is done."""
     given = {name: value for name, value in dataclasses.asdict(config.recipe).items() if value is not None}
     recipe = dataclasses.replace(PRESETS[config.preset], **given)
-    if recipe.crop is not None and recipe.crop > config.size and "crop" not in given:
+    if recipe.crop > config.size and "crop" not in given:
         recipe = dataclasses.replace(recipe, crop=config.size)
-    pairs = config.task == "pairs"
+    pairs, saved = config.task == "pairs", config.start_from is not None
+    shape, given_level = [config.widths, config.kernel, given.get("initial")], config.level
+    defaults = {"widths": (5, 5), "kernel": 5, "level": 0.5}
+    config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
     problems = [
         (pairs != bool(config.inputs and config.targets), "--task pairs goes with --inputs and --targets, both"),
         (pairs and config.data is not None, "--data does not go with --task pairs; use --inputs and --targets"),
+        (not pairs and (config.inputs or config.targets), "--inputs and --targets go with --task pairs"),
+        (given_level is not None and config.task != "threshold", "--level goes with --task threshold"),
+        (saved and shape != [None] * 3, "--widths, --kernel and --initial do not go with --start-from"),
         (not 0 < config.threshold <= 1, f"--threshold is {config.threshold}: use a share in (0, 1]"),
         (min(config.widths, default=0) < 1, f"--widths is {config.widths}: give one number or more, each at least 1"),
         (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
@@ -156,16 +190,25 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
         (not recipe.learning_rate > 0, f"--learning-rate is {recipe.learning_rate}: use a positive number"),
         (min(recipe.batch, recipe.steps) < 1, "--batch and --steps must be at least 1"),
         (min(recipe.first_steps, recipe.final_steps, recipe.border) < 0, "steps and border must not be negative"),
-        (recipe.first_steps < 1 and config.start_from is None, "--first-steps 0 goes with --start-from only"),
+        (recipe.first_steps < 1 and not saved, "--first-steps 0 goes with --start-from only"),
         (
             not 2 * recipe.border < recipe.crop <= config.size,
             f"--crop is {recipe.crop}: use more than twice the border ({recipe.border}), at most --size",
         ),
-    ]  # fmt: skip
+    ]
     for wrong, message in problems:
         if wrong:
             raise SystemExit(f"minimize.py: {message}.")
     return config, recipe
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """For what depends on the user's files: the library says what is wrong, and a traceback adds nothing."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"minimize.py: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,6 +235,7 @@ def load_data(config: Config, progress: Any) -> Any:
 def make_selector(config: Config, recipe: Recipe, model: Any, task: Any) -> Any:
     from maskprune import select
 
+    plain = {"sequential": select.sequential, "random": select.random, "taylor": lambda: select.taylor(task.loss)}
     family, _, kind = recipe.selector.rpartition("-")
     made = {
         "cosine": lambda: select.cosine(kind),
@@ -199,9 +243,7 @@ def make_selector(config: Config, recipe: Recipe, model: Any, task: Any) -> Any:
         "magnitude": lambda: select.magnitude({"l1": 1, "l2": 2}[kind]),
         "activation": lambda: select.activation(lambda params, batch: model.activations(params, batch[0]), kind),
         "geometric": select.geometric_median,
-        "": {"sequential": select.sequential, "random": select.random, "taylor": lambda: select.taylor(task.loss)}.get(
-            kind
-        ),
+        "": plain.get(kind),
     }[family]()
     made = select.standardize(made) if config.standardize else made
     return select.reverse(made) if config.reverse else made
@@ -236,10 +278,11 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
     import maskprune
 
     began = time.perf_counter()
-    dataset = load_data(config, show.counting("pictures"))
+    with in_a_sentence():
+        dataset = load_data(config, show.counting("pictures"))
+        saved, model = start_model(config, recipe)
     for line in (dataset.source, dataset.summary(), *dataset.notes):
         show.say(line)
-    saved, model = start_model(config, recipe)
     task = maskprune.picture_task(
         model.apply,
         dataset,
@@ -330,10 +373,10 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
         after = task.evaluate(state)
         better = report.finite and after["score"] > before["score"]
         words = f"{after['score']:.4f} after the last session, {before['score']:.4f} before it"
-        sizes = maskprune.record.sizes(state.network, multiply_adds=maskprune.models.multiply_adds)
-        row = {"number": len(known["rows"]), "verdict": "final", "reason": words + ("" if better else "; not kept")}
-        row |= {"chosen": "", "score": after["score"], **sizes, **{k: after[k] for k in ("mae", "relative_rmse", "r2")}}
-        row |= {"steps": len(report.losses), "total_steps": known["steps"], "seconds": round(report.seconds, 3)}
+        row = maskprune.record.final_row(
+            state, after, report, number=len(known["rows"]), reason=words + ("" if better else "; not kept"),
+            multiply_adds=maskprune.models.multiply_adds, spent=known["steps"] - len(report.losses),
+        )  # fmt: skip
         known["rows"].append(row)
         known["state"] = state if better else known["state"]
         show.say(f"last session: {row['reason']}, relative RMSE {after['relative_rmse']:.3f}")
@@ -387,7 +430,8 @@ def main(config: Config) -> dict[str, Any]:
     from maskprune.display import Display
 
     out = config.out or Path("runs") / f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
-    out.mkdir(parents=True, exist_ok=True)
+    with in_a_sentence():
+        out.mkdir(parents=True, exist_ok=True)
     with Display(quiet=config.quiet) as show:
         result = run(config, recipe, out, show)
         show.say(headline(result, out))

@@ -26,6 +26,7 @@ from maskprune.compact import compact_params, count_params
 from maskprune.files import replace_file
 from maskprune.network import Network, choose
 from maskprune.rounds import Round
+from maskprune.train import SessionReport, TrainState
 
 
 Row = dict[str, Any]
@@ -54,6 +55,31 @@ def history_row(found: Round, *, multiply_adds: Callable[[Any], int], spent: int
         "steps": found.steps,
         "total_steps": spent + found.steps,
         "seconds": round(found.seconds, 3),
+    }
+
+
+def final_row(
+    state: TrainState,
+    metrics: Mapping[str, float],
+    report: SessionReport,
+    *,
+    number: int,
+    reason: str,
+    multiply_adds: Callable[[Any], int],
+    spent: int,
+) -> Row:
+    """A last session, which tries no mask, as a row like the others."""
+    return {
+        "number": number,
+        "verdict": "final",
+        "reason": reason,
+        "chosen": "",
+        "score": metrics["score"],
+        **sizes(state.network, multiply_adds=multiply_adds),
+        **{name: metrics[name] for name in ("mae", "relative_rmse", "r2") if name in metrics},
+        "steps": len(report.losses),
+        "total_steps": spent + len(report.losses),
+        "seconds": round(report.seconds, 3),
     }
 
 

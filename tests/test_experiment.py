@@ -124,7 +124,8 @@ def test_same_seed_same_result_and_another_seed_another(program, finished, tmp_p
 def test_starts_from_a_saved_network_without_training_it_first(program, finished, tmp_path):
     out, result, config = finished
     recipe = dataclasses.replace(config.recipe, first_steps=None, final_steps=0)
-    config = dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, recipe=recipe, max_rounds=1)
+    config = dataclasses.replace(config, start_from=out / "network.npz", widths=None, out=tmp_path, recipe=recipe)
+    config = dataclasses.replace(config, max_rounds=1)
     again = program.main(config)
     assert again["initial_score"] == pytest.approx(result["final_score"], abs=1e-6)
     assert again["masks_before"] == result["masks_after"]
@@ -136,6 +137,7 @@ def test_every_task_runs(program, finished, tmp_path, task):
     out, _, config = finished
     recipe = dataclasses.replace(config.recipe, selector="taylor", first_steps=None, steps=2, final_steps=0)
     config = dataclasses.replace(config, task=task, recipe=recipe, reverse=True, standardize=True, control=True)
+    config = dataclasses.replace(config, widths=None)
     result = program.main(dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, max_rounds=1))
     assert result["task"] == task and 0 <= result["final_score"] <= 1
 
@@ -174,7 +176,9 @@ def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
         ({"count": 0}, "--count"),
         ({"task": "pairs"}, "--inputs"),
         ({"inputs": Path("a"), "targets": Path("b")}, "--task pairs"),
-        ({"level": 3.0}, "--level"),
+        ({"level": 3.0, "task": "threshold"}, "--level"),
+        ({"level": 0.5}, "--level"),
+        ({"start_from": Path("network.npz")}, "--widths"),
         ({"stagnation": 1.5}, "--stagnation"),
     ],
 )
@@ -200,6 +204,20 @@ def test_bad_recipes_are_refused_before_any_work(program, quick, tmp_path, chang
     with pytest.raises(SystemExit, match=words):
         program.main(dataclasses.replace(quick, out=tmp_path / "out", recipe=recipe))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": Path("nowhere")}, "nowhere"),
+        ({"start_from": Path("nowhere.npz"), "widths": None}, "nowhere.npz"),
+        ({"out": PROGRAM}, "minimize.py"),
+        ({"data": PROGRAM}, "minimize.py"),
+    ],
+)
+def test_files_that_are_not_there_or_not_right_are_named_without_a_traceback(program, quick, tmp_path, change, words):
+    with pytest.raises(SystemExit, match=words):
+        program.main(dataclasses.replace(quick, **({"out": tmp_path / "out"} | change)))
 
 
 def test_the_presets_are_complete_and_the_thesis_is_literal(program):
