@@ -54,7 +54,7 @@ def test_second_time_is_read_not_computed(make, work):
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 8}, {"tiles": 2}, {"split_seed": 1}, {"evaluation_share": 0.5}, {"limit": 4}]
+    "options", [{"size": 8}, {"tiles": 2}, {"split_seed": 2}, {"evaluation_share": 0.5}, {"limit": 4}]
 )
 def test_every_option_is_part_of_the_key(make, work, options):
     make()
