@@ -153,6 +153,8 @@ class Config:
     """End a session early when its error improves by less than this share over five looks, such as 0.01."""
     size: int = 256
     """Side of the stored pictures, cut from the centre of each photograph."""
+    split_seed: int = 1
+    """Decides which pictures are trained on and which are judged by."""
     limit: int | None = None
     """Use at most this many pictures."""
     level: float | None = None
@@ -219,8 +221,9 @@ def in_a_sentence() -> Iterator[None]:
 def load_data(config: Config, progress: Any) -> Any:
     from maskprune import data
 
+    options = {"size": config.size, "split_seed": config.split_seed, "limit": config.limit, "progress": progress}
     if config.task == "pairs":
-        return data.make_pairs(config.inputs, config.targets, size=config.size, limit=config.limit, progress=progress)
+        return data.make_pairs(config.inputs, config.targets, **options)
     target = {
         "sobel": data.sobel,
         "canny": data.canny,
@@ -229,7 +232,7 @@ def load_data(config: Config, progress: Any) -> Any:
         "otsu": data.otsu,
         "adaptive": data.adaptive,
     }[config.task]()
-    return data.make_dataset(target, config.data, size=config.size, limit=config.limit, progress=progress)
+    return data.make_dataset(target, config.data, **options)
 
 
 def make_selector(config: Config, recipe: Recipe, model: Any, task: Any) -> Any:
