@@ -237,17 +237,29 @@ def test_help_answers_without_loading_jax():
     assert "--threshold" in done.stdout and "--start-from" in done.stdout
 
 
+# What is started in the background by a shell ignores SIGINT, and so would its children: the program starts afresh.
+LISTENING = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_an_interrupted_run_writes_what_it_knows(pictures, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, str(PROGRAM), "--data", str(pictures), "--size", "48", "--crop", "32", "--out", str(out)]
-    command += ["--widths", "2", "2", "--batch", "4", "--first-steps", "150", "--steps", "1000000"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in child.stdout:
-        if "network to minimize" in line:  # the first round is about to begin
-            break
-    time.sleep(2)
-    child.send_signal(signal.SIGINT)
-    said = child.communicate(timeout=120)[0]
+    command = [sys.executable, "-c", LISTENING, str(PROGRAM), "--data", str(pictures), "--size", "48", "--crop", "32"]
+    command += ["--widths", "2", "2", "--batch", "4", "--first-steps", "150", "--steps", "1000000", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            for line in child.stdout:
+                if "network to minimize" in line:  # the first round is about to begin
+                    break
+            time.sleep(2)
+            child.send_signal(signal.SIGINT)
+            said = child.communicate(timeout=120)[0]
+        finally:
+            child.kill()
     assert child.returncode == 130, said
     result = json.loads((out / "result.json").read_text())
     assert result["interrupted"] is True and result["masks_after"] == {"conv1": 2, "conv2": 2}
