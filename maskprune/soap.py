@@ -1,9 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner, as an optax transform.
 
-Neighbouring pixels of photographs are so much alike that the loss of a small convolution is badly conditioned: along
-some directions of a 5 x 5 kernel it is ten thousand times as steep as along others, and Adam, which scales one entry
-at a time, cannot see it. Kernels of this size are small enough to rotate the gradient into the eigenbasis of its own
-second moments at hardly any cost. Knows optax and pytrees, no network.
+Neighbouring pixels of photographs are so much alike that the loss of a small convolution is badly conditioned: far
+steeper along some directions of a kernel than along others, and Adam, which scales one entry at a time, cannot see it.
+Kernels of this size are small enough to rotate the gradient into the eigenbasis of its own second moments at hardly any
+cost (`benchmarks/train_step.py`). Knows optax and pytrees, no network.
 """
 
 from __future__ import annotations
