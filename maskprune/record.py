@@ -51,10 +51,7 @@ def history_row(found: Round, *, multiply_adds: Callable[[Any], int], spent: int
         "required": found.required,
         "reference": found.reference,
         **sizes(judged, multiply_adds=multiply_adds),
-        **{name: found.metrics[name] for name in ("mae", "relative_rmse", "r2") if name in found.metrics},
-        "steps": found.steps,
-        "total_steps": spent + found.steps,
-        "seconds": round(found.seconds, 3),
+        **_measured(found.metrics, steps=found.steps, spent=spent, seconds=found.seconds),
     }
 
 
@@ -76,11 +73,13 @@ def final_row(
         "chosen": "",
         "score": metrics["score"],
         **sizes(state.network, multiply_adds=multiply_adds),
-        **{name: metrics[name] for name in ("mae", "relative_rmse", "r2") if name in metrics},
-        "steps": len(report.losses),
-        "total_steps": spent + len(report.losses),
-        "seconds": round(report.seconds, 3),
+        **_measured(metrics, steps=len(report.losses), spent=spent, seconds=report.seconds),
     }
+
+
+def _measured(metrics: Mapping[str, float], *, steps: int, spent: int, seconds: float) -> Row:
+    errors = {name: metrics[name] for name in ("mae", "relative_rmse", "r2") if name in metrics}
+    return {**errors, "steps": steps, "total_steps": spent + steps, "seconds": round(seconds, 3)}
 
 
 def sizes(network: Network, *, multiply_adds: Callable[[Any], int]) -> Row:
