@@ -1,7 +1,7 @@
 """From masks to a physically smaller network that computes the same.
 
-Slicing follows the `Groups`: along every axis that belongs to masks, the positions of disabled ones are left out. The
-function is unchanged, so it must read its widths from the parameters, as every FCN does. Knows no framework.
+Slicing follows a `Plan`; the function runs on the small parameters through `shrink`, which derives every size anew, so
+it works for any function whose masks were traced. Knows no framework.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.groups import leaf_path
 from maskprune.network import Network, Params, effective_params
+from maskprune.plan import make_plan
+from maskprune.reading import Rules
+from maskprune.shrink import ShrinkError, shrink
 
 
 Apply = Callable[..., Any]
@@ -24,47 +26,66 @@ class CompactionError(RuntimeError):
     """The small network does not compute what the masked one does."""
 
 
-def compact(apply: Apply, network: Network, *inputs: Any, tolerance: float = 1e-5) -> tuple[Apply, Params]:
+def compact(
+    apply: Apply,
+    network: Network,
+    *inputs: Any,
+    model_state: Any = None,
+    tolerance: float = 1e-5,
+    rules: Rules | None = None,
+) -> tuple[Apply, Params]:
     """Removes disabled masks for good.
 
     Args:
-        apply: `apply(params, *inputs) -> output`, reading its widths from `params`.
+        apply: `apply(params, *inputs) -> output`, or `apply(params, model_state, *inputs)`.
         network: The masked network.
         *inputs: Sample inputs. When given, both networks are run on them and compared.
+        model_state: Non-trained variables such as batch statistics, where `apply` takes them.
         tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller). More
             is allowed only where rounding explains it: see `check_same`.
+        rules: Rules for primitives that have none, as for `trace`.
 
     Returns:
-        `(small_apply, small_params)`.
+        `(small_apply, small_params)`. `small_apply` takes what `apply` takes, in small: at any batch or picture size,
+        under `jit`, `grad`, `vmap` and `jax.export`. The small state is `make_plan(...).cut(model_state, state=True)`.
 
     Raises:
-        CompactionError: On the sample inputs the outputs differ by more than rounding.
+        CompactionError: The groups do not fit the function, or on the sample inputs the outputs differ by more than
+            rounding.
     """
-    small = compact_params(network)
+    plan = make_plan(network.groups, network.enabled)
+    small_apply = shrink(apply, plan, stateful=model_state is not None, rules=rules)
+    small = plan.cut(effective_params(network))
     if inputs:
-        check_same(apply, network, small, *inputs, tolerance=tolerance)
-    return apply, small
+        states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
+        check_same(apply, network, small, *inputs, small_apply=small_apply, states=states, tolerance=tolerance)
+    return small_apply, small
 
 
 def compact_params(network: Network) -> Params:
     """The effective parameters without the positions of disabled masks. Runs outside `jit`, since shapes change."""
-    enabled = {name: np.append(np.asarray(flags), True) for name, flags in network.enabled.items()}
-
-    def shrink(path: Any, leaf: jax.Array) -> jax.Array:
-        small = np.asarray(leaf)  # in NumPy: JAX would compile every cut anew for every new shape
-        for axis in range(leaf.ndim):
-            keep = np.ones(leaf.shape[axis], bool)
-            for group, piece in network.groups.of_leaf(leaf_path(path)):
-                if piece.axis == axis:
-                    keep &= enabled[group.name][np.asarray(piece.labels)]
-            small = np.compress(keep, small, axis=axis)
-        return jnp.asarray(small)
-
-    return jax.tree_util.tree_map_with_path(shrink, effective_params(network))
+    return make_plan(network.groups, network.enabled).cut(effective_params(network))
 
 
-def check_same(apply: Apply, network: Network, small: Params, *inputs: Any, tolerance: float = 1e-5) -> float:
+def check_same(
+    apply: Apply,
+    network: Network,
+    small: Params,
+    *inputs: Any,
+    small_apply: Apply | None = None,
+    states: tuple[tuple[Any, ...], tuple[Any, ...]] = ((), ()),
+    tolerance: float = 1e-5,
+) -> float:
     """Compares the masked and the small network on sample inputs.
+
+    Args:
+        apply: The masked network's function.
+        network: The masked network.
+        small: The small network's parameters.
+        *inputs: Sample inputs.
+        small_apply: The small network's function; by default `apply`, which must then read its widths from `small`.
+        states: For each of the two what stands between parameters and inputs: `((), ())`, or `((state,), (small,))`.
+        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
 
     Returns:
         The largest absolute difference of any output number.
@@ -74,16 +95,17 @@ def check_same(apply: Apply, network: Network, small: Params, *inputs: Any, tole
             times what moving every parameter by one unit in its last place does to the outputs; or an output is not
             finite, the outputs have other shapes, or `apply` does not run on the small parameters.
     """
-    run = jax.jit(apply)
-    masked, removed = _numbers(run(effective_params(network), *inputs)), _numbers(_run_small(run, small, inputs))
+    run, full = jax.jit(apply), (*states[0], *inputs)
+    run_small = run if small_apply is None else jax.jit(small_apply)
+    masked = _numbers(run(effective_params(network), *full))
+    removed = _numbers(_run_small(run_small, small, (*states[1], *inputs)))
     _check_comparable(masked, removed)
     worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(masked, removed, strict=True)), default=0.0)
     scale = max([1.0, *(float(np.max(np.abs(a), initial=0.0)) for a in masked)])
-    if worst > tolerance * scale and worst > 10 * (rounding := _rounding(run, network, inputs, masked)):
+    if worst > tolerance * scale and worst > 10 * (rounding := _rounding(run, network, full, masked)):
         raise CompactionError(
             f"The compacted network differs from the masked one by {worst:.3g}, more than {tolerance:.1g} of the "
-            f"largest output {scale:.3g} and more than rounding explains ({rounding:.3g}). Does `apply` read every "
-            "width from its parameters?"
+            f"largest output {scale:.3g} and more than rounding explains ({rounding:.3g})."
         )
     return worst
 
@@ -116,10 +138,9 @@ def _check_comparable(masked: list[np.ndarray], removed: list[np.ndarray]) -> No
 def _run_small(run: Apply, small: Params, inputs: tuple[Any, ...]) -> Any:
     try:
         return run(small, *inputs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ShrinkError) as error:
         raise CompactionError(
-            f"`apply` runs on the masked parameters, but not on the compacted ones: {error} "
-            "Does it read every width from its parameters?"
+            f"`apply` runs on the masked parameters, but not on the compacted ones: {error}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 
 
-Role = Literal["out", "in"]
+Role = Literal["out", "in", "state"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Slice:
         leaf: Path of the leaf, its keys joined by slashes, as in `"conv1/kernel"`.
         axis: The axis of the leaf, counted from 0.
         labels: For every position along the axis the number of its mask, or -1 where it belongs to none.
-        role: `"out"` for the mask's own numbers (kernel, bias, norm scale), `"in"` for those that read its output.
+        role: `"out"` for the mask's own numbers (kernel, bias, norm scale), `"in"` for those that read its output,
+            `"state"` for its non-trained variables (batch statistics), whose leaf is found in the model state.
     """
 
     leaf: str
@@ -38,11 +39,19 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """`size` masks that share one channel dimension, and every slice that belongs to them."""
+    """`size` masks that share one channel dimension, and every slice that belongs to them.
+
+    Attributes:
+        name: Unique in its network.
+        size: How many masks.
+        slices: What belongs to them.
+        inexact: Why removing a mask changes more than disabling it does, or "" where the two are the same.
+    """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
+    inexact: str = ""
 
     def with_role(self, role: Role) -> tuple[Slice, ...]:
         return tuple(piece for piece in self.slices if piece.role == role)
@@ -111,10 +120,10 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 
 
 def check_groups(groups: Groups, params: Any) -> None:
-    """Raises a `ValueError` that names the first slice that does not fit `params`."""
+    """Raises a `ValueError` naming the first slice that does not fit `params`; those of a state are not looked at."""
     leaves = leaves_by_path(params)
     for group in groups:
-        for piece in group.slices:
+        for piece in (piece for piece in group.slices if piece.role != "state"):
             _check_slice(group, piece, leaves)
 
 
@@ -122,9 +131,10 @@ def _check_group(group: Group) -> None:
     if group.size < 1:
         raise ValueError(f"Group `{group.name}` has size {group.size}: a group holds at least one mask.")
     for piece in group.slices:
-        if piece.role not in ("out", "in"):
+        if piece.role not in ("out", "in", "state"):
             raise ValueError(
-                f'Group `{group.name}` gives its slice of `{piece.leaf}` the role {piece.role!r}: use "out" or "in".'
+                f"Group `{group.name}` gives its slice of `{piece.leaf}` the role {piece.role!r}: "
+                'use "out", "in" or "state".'
             )
     if not group.with_role("out"):
         raise ValueError(f"Group `{group.name}` has no `out` slice: say which numbers make up its masks.")

@@ -17,8 +17,8 @@ PACKAGE = REPOSITORY / "maskprune"
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
     1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
-    2: {"network", "trace", "rules", "models"},
-    3: {"alter", "compact", "hold", "soap", "cost", "export"},
+    2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
+    3: {"alter", "plan", "shrink", "compact", "hold", "soap", "cost", "export", "nnx", "linen"},
     4: {"train", "start", "task", "select", "population"},
     5: {
         "minimize",
@@ -39,9 +39,21 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
 KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files"}
-KNOWS_NO_LIBRARY = {"trace", "rules", "compact", "train", "select", "minimize"}
+KNOWS_NO_LIBRARY = {
+    "cells",
+    "labels",
+    "reading",
+    "shrink",
+    "plan",
+    "trace",
+    "rules",
+    "compact",
+    "train",
+    "select",
+    "minimize",
+}
 LIBRARY_ROOMS = {
-    "flax": {"models"},
+    "flax": {"models", "nnx", "linen"},
     "PIL": {"data", "report", "visualize", "_canvas", "_charts"},
     "skimage": {"data", "report", "visualize", "metrics", "quality"},
     "matplotlib": {"report", "visualize", "_canvas", "_charts"},

@@ -1,0 +1,188 @@
+"""What is known of a value inside a traced function: which positions go together, and what a position holds when gone.
+
+`Axis` and `Value` are the words in which a rule speaks of one primitive; `Labels` offers what rules need: making axes
+equal, protecting them, cutting and joining them, and the check that a sum over channels stays exact. The numbers
+`dead` carry the proof of exactness: the value that every entry at a position has, whatever the data, while its mask is
+disabled. This file knows no primitive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskprune.cells import PINNED, Cells, Ids
+
+
+UNKNOWN = np.nan  # a `dead` value: depends on the data
+BROKEN = np.inf  # a `dead` value: not finite, such as 0 / 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis that may shrink.
+
+    Attributes:
+        cells: int[n], what stays and goes together (see `Cells`).
+        dead: float[n], what entries at a position are while its mask is disabled: a number, `UNKNOWN` or `BROKEN`.
+        leaves: Numbers of the leaf axes it comes from, as long as nothing but parameters went into the value.
+    """
+
+    cells: Ids
+    dead: np.ndarray
+    leaves: frozenset[int] = frozenset()
+
+
+class Value(NamedTuple):
+    """An array inside the function.
+
+    Attributes:
+        shape: Its full shape; a symbolic size is not an `int`.
+        axes: For every axis an `Axis`, or None where it never shrinks.
+        const: The array itself where it depends on no parameter and no input and is small; else None.
+        weights: Whether it depends on parameters and constants only.
+    """
+
+    shape: tuple[Any, ...]
+    axes: tuple[Axis | None, ...]
+    const: np.ndarray | None = None
+    weights: bool = False
+
+    def uniform(self) -> float:
+        """The one number that all entries are, if they are known and equal; else `UNKNOWN`."""
+        if self.const is None or self.const.size == 0 or self.const.dtype.kind not in "biuf":
+            return UNKNOWN
+        first = float(self.const.flat[0])
+        same = self.const.size == 1 or bool((self.const == self.const.flat[0]).all())
+        return _judged(np.array([first]))[0] if same else UNKNOWN
+
+
+class Labels:
+    """Everything known so far while a function is read. Rules call its methods.
+
+    Attributes:
+        cells: Which positions are equal.
+        inexact: Pairs `(cells, why)`: positions whose sum over channels is not exact, where these are only flagged.
+        reads: Numbers of the leaf axes that read other masks (contracted against activations).
+    """
+
+    def __init__(self, *, flag_inexact: bool = False) -> None:
+        self.cells = Cells()
+        self.flag_inexact = flag_inexact
+        self.inexact: list[tuple[Ids, Any]] = []
+        self.reads: set[int] = set()
+
+    def axis(self, size: Any, *, dead: float = UNKNOWN, leaves: frozenset[int] = frozenset()) -> Axis | None:
+        """A new axis, equal to nothing yet; None for sizes 1 and symbolic ones, which never shrink."""
+        if not isinstance(size, int) or size < 2:
+            return None
+        return Axis(self.cells.fresh(size), np.full(size, dead), leaves)
+
+    def fresh(self, shape: Sequence[Any], *, dead: float = UNKNOWN, const: Any = None, weights: bool = False) -> Value:
+        return Value(tuple(shape), tuple(self.axis(size, dead=dead) for size in shape), const, weights)
+
+    def whole(self, shape: Sequence[Any], *, weights: bool = False) -> Value:
+        """A value that never shrinks."""
+        return Value(tuple(shape), (None,) * len(shape), None, weights)
+
+    def pin(self, axis: Axis | None, why: Any) -> None:
+        if axis is not None:
+            self.cells.pin(axis.cells, why)
+
+    def pin_all(self, values: Sequence[Value], why: Any) -> None:
+        for value in values:
+            for axis in value.axes:
+                self.pin(axis, why)
+
+    def same(self, axes: Sequence[Axis | None], why: Any) -> Axis | None:
+        """Makes axes equal, position by position, and gives the joint one (its `dead` is the first's)."""
+        known = [axis for axis in axes if axis is not None]
+        if len(known) < len(axes):
+            for axis in known:
+                self.pin(axis, why)
+            return None
+        for axis in known[1:]:
+            if axis.cells is not known[0].cells:
+                self.cells.unify(known[0].cells, axis.cells, why)
+        return dataclasses.replace(known[0], leaves=frozenset().union(*(axis.leaves for axis in known)))
+
+    def pick(self, axis: Axis | None, positions: np.ndarray, *, why: Any, fill: float = UNKNOWN) -> Axis | None:
+        """The axis at these positions; -1 stands for a new position that holds `fill`."""
+        if axis is None:
+            return None
+        new = positions < 0
+        cells = np.where(new, self.cells.fresh(len(positions)), axis.cells[positions])
+        if len(cells) < 2:
+            self.cells.pin(cells, why)
+            return None
+        return Axis(cells, np.where(new, fill, axis.dead[positions]), axis.leaves)
+
+    def summed(self, axis: Axis | None, neutral: float, why: Any) -> None:
+        """Declares that an operation combines all positions of an axis, to which only `neutral` adds nothing."""
+        if axis is not None:
+            self._demand(axis.cells, axis.dead == neutral, why)
+
+    def contract(self, sides: tuple[Axis | None, Axis | None], weights: tuple[bool, bool], why: Any) -> None:
+        """Declares that products over two axes are summed."""
+        left, right = sides
+        reader = right if weights[1] else left if weights[0] else None
+        self.reads |= frozenset() if reader is None else reader.leaves
+        if all(weights) and left is not None and right is not None and not (left.leaves and right.leaves):
+            self.pin(left, "a constant is folded into the weights along this axis")
+        joint = self.same(sides, why)
+        if joint is None or left is None or right is None:
+            return
+        gone = (left.dead == 0) & ~np.isinf(right.dead) | (right.dead == 0) & ~np.isinf(left.dead)
+        self._demand(joint.cells, gone, why)
+
+    def split(self, axis: Axis | None, outer: int, inner: int, why: Any) -> tuple[Axis | None, Axis | None]:
+        """One axis seen as two, the second fastest."""
+        if axis is None:
+            return None, None
+        dead = axis.dead.reshape(outer, inner)
+        tables = self.cells.split(axis.cells, outer, inner, why)
+        found = []
+        for cells, values in zip(tables, (dead, dead.T), strict=True):
+            if cells is not None and len(cells) < 2:
+                self.cells.pin(cells, why)
+                cells = None
+            found.append(None if cells is None else Axis(cells, _agreed(values), axis.leaves))
+        return found[0], found[1]
+
+    def merge(self, axes: Sequence[Axis | None], sizes: Sequence[Any]) -> Axis | None:
+        """Several axes flattened into one, the last fastest."""
+        known = [axis for axis in axes if axis is not None]
+        if not known:
+            return None
+        cells = self.cells.merge([None if axis is None else axis.cells for axis in axes], list(sizes))
+        if cells is None:
+            return None
+        dead = np.full(sizes, UNKNOWN)
+        shape = [1] * len(sizes)
+        for number, (position, axis) in enumerate((p, a) for p, a in enumerate(axes) if a is not None):
+            along = axis.dead.reshape([*shape[:position], -1, *shape[position + 1 :]])
+            dead = np.broadcast_to(along, sizes) if number == 0 else np.where(dead == along, dead, UNKNOWN)
+        return Axis(cells, dead.ravel(), frozenset().union(*(axis.leaves for axis in known)))
+
+    def _demand(self, cells: Ids, exact: np.ndarray, why: Any) -> None:
+        wrong = cells[~exact]
+        wrong = wrong[self.cells.find(wrong) != PINNED]
+        if not len(wrong):
+            return
+        if self.flag_inexact:
+            self.inexact.append((wrong, why))
+        else:
+            self.cells.pin(wrong, why)
+
+
+def _agreed(values: np.ndarray) -> np.ndarray:
+    """Row by row the common value, or `UNKNOWN`."""
+    return np.where((values == values[:, :1]).all(axis=1), values[:, 0], UNKNOWN)
+
+
+def _judged(values: np.ndarray) -> np.ndarray:
+    """Computed dead values: a NaN that arithmetic made is not finite, rather than unknown."""
+    return np.where(np.isnan(values), BROKEN, values)

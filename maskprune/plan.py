@@ -1,0 +1,160 @@
+"""A plan: which positions of which leaves stay, as data.
+
+It is what the enabled masks of a network say of every leaf, and nothing else: it can be printed, saved as JSON, and
+applied to any checkpoint of the same model without tracing it again. A plan is checked wholly before anything changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.groups import Groups, leaf_path, leaves_by_path
+
+
+FORMAT = "maskprune plan 1"
+
+
+class Cut(NamedTuple):
+    """What stays along one axis of one leaf.
+
+    Attributes:
+        leaf: Path of the leaf.
+        axis: Which axis.
+        size: Its full size.
+        kept: Positions that stay, ascending.
+        state: Whether the leaf lies in the model state rather than in the parameters.
+    """
+
+    leaf: str
+    axis: int
+    size: int
+    kept: tuple[int, ...]
+    state: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every axis that shrinks. Make it with `make_plan`.
+
+    Attributes:
+        cuts: One for every axis that loses positions.
+        inexact: Whether it removes masks of groups that are not exact.
+    """
+
+    cuts: tuple[Cut, ...]
+    inexact: bool = False
+
+    def cut(self, tree: Any, *, state: bool = False) -> Any:
+        """The tree with every leaf cut.
+
+        Args:
+            tree: Pytree of full arrays: parameters, or with `state` the model state. Abstract arrays
+                (`jax.ShapeDtypeStruct`) give abstract ones.
+            state: Which of the two it is.
+
+        Raises:
+            ValueError: The tree lacks a leaf, or a leaf has another size. Nothing is changed then.
+        """
+        mine = self._of(state)
+        self._check(mine, leaves_by_path(tree))
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _cut(leaf, mine.get(leaf_path(path), [])), tree)
+
+    def full_shape(self, path: str, shape: tuple[int, ...], *, state: bool = False) -> tuple[int, ...]:
+        """The shape that a cut leaf had before."""
+        sizes = {cut.axis: cut.size for cut in self.cuts if cut.leaf == path and cut.state == state}
+        return tuple(sizes.get(axis, size) for axis, size in enumerate(shape))
+
+    def to_json(self) -> str:
+        cuts = [cut._asdict() | {"kept": list(cut.kept)} for cut in self.cuts]
+        return json.dumps({"format": FORMAT, "inexact": self.inexact, "cuts": cuts}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Raises a `ValueError` for anything but what `to_json` wrote."""
+        try:
+            found = json.loads(text)
+            if found["format"] != FORMAT:
+                raise ValueError(f"it has the format {found['format']!r}, not {FORMAT!r}")
+            return cls(tuple(_read_cut(each) for each in found["cuts"]), bool(found["inexact"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"This text is no plan: {error}.") from error
+
+    def __str__(self) -> str:
+        rows = [("leaf", "axis", "from", "to")]
+        rows += [(c.leaf + " (state)" * c.state, str(c.axis), str(c.size), str(len(c.kept))) for c in self.cuts]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        )
+
+    def _of(self, state: bool) -> dict[str, list[Cut]]:
+        found: dict[str, list[Cut]] = {}
+        for cut in self.cuts:
+            if cut.state == state:
+                found.setdefault(cut.leaf, []).append(cut)
+        return found
+
+    def _check(self, mine: Mapping[str, list[Cut]], leaves: Mapping[str, Any]) -> None:
+        for path, cuts in mine.items():
+            if path not in leaves:
+                raise ValueError(f"The plan cuts `{path}`, which this tree lacks. Its leaves are {', '.join(leaves)}.")
+            shape = tuple(leaves[path].shape)
+            for cut in cuts:
+                if cut.axis >= len(shape) or shape[cut.axis] != cut.size:
+                    raise ValueError(
+                        f"The plan cuts axis {cut.axis} of `{path}` from {cut.size} to {len(cut.kept)}, but the leaf "
+                        f"has the shape {shape}: another model, or cut already?"
+                    )
+
+
+def make_plan(groups: Groups, enabled: Mapping[str, Any]) -> Plan:
+    """What the enabled masks say of every leaf.
+
+    Args:
+        groups: What the masks are.
+        enabled: `{group: bool[C]}`. Read from the device.
+    """
+    flags = {name: np.append(np.asarray(values), True) for name, values in enabled.items()}
+    kept: dict[tuple[str, int, bool], np.ndarray] = {}
+    for group in groups:
+        for piece in group.slices:
+            key = (piece.leaf, piece.axis, piece.role == "state")
+            stays = flags[group.name][np.asarray(piece.labels, int)]
+            kept[key] = kept.get(key, True) & stays
+    cuts = [
+        Cut(leaf, axis, len(stays), tuple(np.flatnonzero(stays).tolist()), state)
+        for (leaf, axis, state), stays in kept.items()
+        if not stays.all()
+    ]
+    inexact = any(group.inexact and not flags[group.name].all() for group in groups)
+    return Plan(tuple(cuts), inexact)
+
+
+def _cut(leaf: Any, cuts: list[Cut]) -> Any:
+    if not cuts:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        sizes = {cut.axis: len(cut.kept) for cut in cuts}
+        return jax.ShapeDtypeStruct([sizes.get(axis, size) for axis, size in enumerate(leaf.shape)], leaf.dtype)
+    small = np.asarray(leaf)  # in NumPy: JAX would compile every cut anew for every new shape
+    for cut in cuts:
+        small = np.take(small, np.asarray(cut.kept, int), axis=cut.axis)
+    return jnp.asarray(small)
+
+
+def _read_cut(found: Mapping[str, Any]) -> Cut:
+    cut = Cut(str(found["leaf"]), int(found["axis"]), int(found["size"]), tuple(found["kept"]), bool(found["state"]))
+    ascending = list(cut.kept) == sorted(set(cut.kept)) and all(
+        isinstance(k, int) and 0 <= k < cut.size for k in cut.kept
+    )
+    if not ascending or cut.axis < 0:
+        raise ValueError(f"the kept positions of `{cut.leaf}` are not ascending numbers below {cut.size}")
+    return cut

@@ -1,0 +1,13 @@
+"""One rule per primitive, in one table. `trace(..., rules=RULES | {"my_primitive": Rule(...)})` adds your own."""
+
+from maskprune.rules import calls, elementwise, indexing, shapes, sums
+from maskprune.rules.base import Equation as Equation
+from maskprune.rules.base import Rule as Rule
+from maskprune.rules.base import Site as Site
+from maskprune.rules.base import rebind as rebind
+from maskprune.rules.elementwise import elementwise as elementwise_label
+
+
+RULES: dict[str, Rule] = {**elementwise.RULES, **shapes.RULES, **sums.RULES, **indexing.RULES, **calls.RULES}
+
+ELEMENTWISE = Rule(elementwise_label)

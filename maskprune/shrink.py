@@ -1,0 +1,264 @@
+"""Running a function on arrays from which channels were cut, without touching its code.
+
+The function is read for the input sizes at hand; then its equations run on the small arrays, each with its sizes
+derived anew. So the result works at any batch and picture size, under `jit`, `grad`, `vmap` and `jax.export`, and can
+be traced again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune.groups import leaf_path
+from maskprune.labels import Axis, Labels, Value
+from maskprune.plan import Plan
+from maskprune.reading import Reading, Rules, Scope, Tracer, find_rule, read_jaxpr, to_jaxpr, touched
+from maskprune.rules import RULES
+from maskprune.rules.base import Kept, Site, rebind, take
+from maskprune.trace import read_network
+
+
+class ShrinkError(ValueError):
+    """A plan does not fit the function it is to shrink."""
+
+
+def shrink(
+    apply: Callable[..., Any], plan: Plan, *, stateful: bool = False, rules: Rules | None = None
+) -> Callable[..., Any]:
+    """The function for cut parameters: `apply`, with every size derived anew.
+
+    Args:
+        apply: `apply(params, *inputs)`, or with `stateful` `apply(params, model_state, *inputs)`.
+        plan: What is cut.
+        stateful: Whether the first input is a model state, which is cut as well.
+        rules: Rules for primitives that have none.
+
+    Returns:
+        A pure function of the cut parameters, the cut state and the same inputs. It raises a `ShrinkError` when the
+        plan does not fit the function.
+    """
+    memory: dict[Any, tuple[Shrunk, Any]] = {}
+    table = {**RULES, **(rules or {})}
+
+    def small_apply(params: Any, *inputs: Any) -> Any:
+        trees = (params, inputs[0]) if stateful else (params,)
+        rest = inputs[1:] if stateful else inputs
+        leaves, structure = jax.tree.flatten((trees, rest))
+        key = (structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if (known := memory.get(key)) is None:
+            known = _prepare(apply, plan, [_full(plan, t, bool(i)) for i, t in enumerate(trees)], rest, table)
+            if not _leaks(known[0].reading.scope) and all(
+                isinstance(n, int) for leaf in leaves for n in np.shape(leaf)
+            ):
+                memory[key] = known
+        shrunk, output = known
+        return jax.tree.unflatten(output, shrunk.run(*leaves))
+
+    return small_apply
+
+
+def _full(plan: Plan, tree: Any, state: bool) -> Any:
+    def full(path: Any, leaf: Any) -> Any:
+        shape = plan.full_shape(leaf_path(path), np.shape(leaf), state=state)
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+
+    return jax.tree_util.tree_map_with_path(full, tree)
+
+
+def _prepare(apply: Any, plan: Plan, trees: list[Any], inputs: Any, rules: Rules) -> tuple[Shrunk, Any]:
+    structs = jax.tree.map(jax.typeof, inputs)
+    state = trees[1] if len(trees) > 1 else None
+    reading, leaves, output = read_network(apply, trees[0], structs, state, flag_inexact=True, rules=rules)
+    cuts = {(cut.leaf, cut.axis, cut.state): cut for cut in plan.cuts}
+    going, named = [], []
+    for leaf in leaves:
+        if leaf is not None:
+            cut = cuts.pop((leaf.leaf, leaf.number, leaf.state), None)
+            gone = np.zeros(len(leaf.axis.cells), bool)
+            if cut is not None:
+                gone[:] = True
+                gone[list(cut.kept)] = False
+            going.append((leaf.axis, gone))
+            named.append(leaf)
+    if cuts:
+        raise ShrinkError(f"The plan cuts {_list(cuts)}, which the parameters lack or which never shrinks.")
+    atoms, unexplained = touched(going, reading.labels)
+    _check_fit(
+        reading.labels, plan, [leaf for leaf, wrong in zip(named, unexplained, strict=True) if wrong], going, atoms
+    )
+    shrunk = Shrunk(reading, atoms, rules)
+    _check_outputs(shrunk, output, state)
+    return shrunk, output
+
+
+def _check_outputs(shrunk: Shrunk, output: Any, state: Any) -> None:
+    """Outputs keep their shapes, all but a new state that is handed on as the second of two."""
+    parts = output.children()
+    new = len(parts) == 2 and state is not None and parts[1] == jax.tree.structure(state)
+    for value in shrunk.reading.outputs[: parts[0].num_leaves if new else None]:
+        if any(kept is not None for kept in shrunk.kept(value)):
+            raise ShrinkError("The plan removes channels that are the output of the function.")
+
+
+def _check_fit(labels: Labels, plan: Plan, misfits: list[Any], going: Any, atoms: np.ndarray) -> None:
+    for leaf in misfits:
+        gone = next(gone for axis, gone in going if axis is leaf.axis)
+        why = labels.cells.why_pinned(leaf.axis.cells[gone])
+        reason = "in this function they belong together with positions that stay" if why is None else str(why)
+        raise ShrinkError(
+            f"The plan removes positions {np.flatnonzero(gone).tolist()} along axis {leaf.number} of `{leaf.leaf}`, "
+            f"which cannot all go: {reason}. Trace the function to see its masks."
+        )
+    for cells, why in labels.inexact:
+        if not plan.inexact and np.isin(labels.cells.atoms(cells)[1], atoms).any():
+            raise ShrinkError(f"Removing these masks would change more than rounding: {why}.")
+
+
+def _list(cuts: Any) -> str:
+    return ", ".join(f"axis {axis} of `{leaf}`" for leaf, axis, _ in cuts)
+
+
+def _leaks(scope: Scope) -> bool:
+    """Whether the function holds values of a transformation around it, which must not be remembered."""
+    return any(isinstance(c, Tracer) for c in scope.consts) or any(map(_leaks, scope.inner.values()))
+
+
+@dataclasses.dataclass
+class Shrunk:
+    """A read function and what is cut from it.
+
+    Attributes:
+        reading: The function.
+        gone: Atoms that are cut.
+        rules: One rule per primitive.
+    """
+
+    reading: Reading
+    gone: np.ndarray
+    rules: Rules
+    _kept: dict[int, np.ndarray | None] = dataclasses.field(default_factory=dict)
+
+    def run(self, *arrays: Any) -> list[Any]:
+        """Flat small inputs to flat small outputs."""
+        return self._body(self.reading.scope, list(arrays))
+
+    def kept(self, value: Value) -> Kept:
+        return tuple(self._along(axis) for axis in value.axes)
+
+    def _along(self, axis: Axis | None) -> np.ndarray | None:
+        if axis is None or not len(self.gone):
+            return None
+        if id(axis) not in self._kept:
+            where, atoms = self.reading.labels.cells.atoms(axis.cells)
+            cut = where[np.isin(atoms, self.gone)]
+            self._kept[id(axis)] = np.setdiff1d(np.arange(len(axis.cells)), cut) if len(cut) else None
+        return self._kept[id(axis)]
+
+    def _body(self, scope: Scope, arrays: Sequence[Any]) -> list[Any]:
+        jaxpr = scope.jaxpr
+        known = dict(zip(jaxpr.invars, arrays, strict=True))
+        for var, const in zip(jaxpr.constvars, scope.consts, strict=True):
+            known[var] = take(const, self.kept(scope.value(var)))
+
+        def get(atom: Any) -> Any:
+            return atom.val if isinstance(atom, jex.Literal) else known[atom]
+
+        for position, raw in enumerate(jaxpr.eqns):
+            known.update(zip(raw.outvars, self._equation(scope, position, raw, get), strict=True))
+        return [get(var) for var in jaxpr.outvars]
+
+    def _equation(self, scope: Scope, position: int, raw: Any, get: Callable[[Any], Any]) -> list[Any]:
+        values = [scope.value(var) for var in raw.outvars]
+        outputs = [self.kept(value) for value in values]
+        if all(value.const is not None for value in values):
+            return [jnp.asarray(take(v.const, k)) for v, k in zip(values, outputs, strict=True)]
+        shapes = [_small(value.shape, kept) for value, kept in zip(values, outputs, strict=True)]
+        if all(0 in shape for shape in shapes):
+            return [jnp.zeros(s, var.aval.dtype) for s, var in zip(shapes, raw.outvars, strict=True)]
+        site = self._site(scope, position, raw, outputs, shapes)
+        rule = find_rule(self.rules, raw)
+        found = (rebind if rule is None else rule.shrink)(site, *(get(atom) for atom in raw.invars))
+        return list(found) if isinstance(found, (list, tuple)) else [found]
+
+    def _site(self, scope: Scope, position: int, raw: Any, outputs: list[Kept], shapes: list[Any]) -> Site:
+        values = [scope.value(atom) for atom in raw.invars]
+
+        def bind(*arrays: Any, **changed: Any) -> Any:
+            if changed:
+                return raw.primitive.bind(*arrays, **{**raw.params, **changed})
+            return _call(raw, arrays)
+
+        return Site(
+            name=raw.primitive.name,
+            params=raw.params,
+            inputs=[self.kept(value) for value in values],
+            outputs=outputs,
+            full=[value.shape for value in values],
+            full_outputs=[tuple(var.aval.shape) for var in raw.outvars],
+            shapes=shapes,
+            constants=[value.const for value in values],
+            run=lambda number, *arrays: self._body(scope.inner[position, number], arrays),
+            bind=bind,
+            shrink=lambda *args: shrink_flat(*args, rules=self.rules),
+        )
+
+
+def shrink_flat(
+    function: Callable[..., Any],
+    inputs: Sequence[Kept],
+    outputs: Sequence[Kept],
+    shapes: Sequence[tuple[Any, ...]],
+    *,
+    rules: Rules | None = None,
+) -> Callable[..., list[Any]]:
+    """Shrinks a function of flat full arrays, given what is kept of every input and output."""
+
+    def small(*arrays: Any) -> list[Any]:
+        dtypes = [jnp.result_type(array) for array in arrays]
+        structs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True)]
+        jaxpr, _ = to_jaxpr(function, *structs)
+        labels = Labels(flag_inexact=True)
+        reading = read_jaxpr(jaxpr, labels, [labels.fresh(shape) for shape in shapes], rules=rules)
+        going = [*_going(reading.inputs, inputs), *_going(reading.outputs, outputs)]
+        shrunk = Shrunk(reading, touched(going, labels)[0], {**RULES, **(rules or {})})
+        return shrunk.run(*arrays)
+
+    return small
+
+
+def _going(values: Sequence[Value], kept: Sequence[Kept]) -> list[tuple[Axis, np.ndarray]]:
+    found = []
+    for value, each in zip(values, kept, strict=True):
+        for axis, positions in zip(value.axes, each, strict=True):
+            if axis is not None:
+                gone = np.zeros(len(axis.cells), bool)
+                if positions is not None:
+                    gone = np.ones(len(axis.cells), bool)
+                    gone[positions] = False
+                found.append((axis, gone))
+    return found
+
+
+def _small(shape: tuple[Any, ...], kept: Kept) -> tuple[Any, ...]:
+    return tuple(size if k is None else len(k) for size, k in zip(shape, kept, strict=True))
+
+
+def _call(raw: Any, arrays: Sequence[Any]) -> Any:
+    """Runs one equation as it stands. One with inner functions is run as a jaxpr of its own."""
+    if not any(isinstance(param, (jex.ClosedJaxpr, jex.Jaxpr)) for param in raw.params.values()):
+        return raw.primitive.bind(*arrays, **raw.params)
+    places = [i for i, atom in enumerate(raw.invars) if not isinstance(atom, jex.Literal)]
+    variables, given = {}, []
+    for place in places:
+        if raw.invars[place] not in variables:
+            variables[raw.invars[place]] = None
+            given.append(arrays[place])
+    jaxpr = jex.Jaxpr([], list(variables), raw.outvars, [raw], raw.effects)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))(*given)
