@@ -165,7 +165,7 @@ class Cells:
 
     def _join(self, atoms: Ids, targets: Ids) -> bool:
         """Points atoms at targets, all at once. False, and nothing done, if some depend on one another."""
-        _, first = np.unique(np.stack([atoms, targets]), axis=1, return_index=True)
+        _, first = np.unique(atoms * self._count + targets, return_index=True)
         atoms, targets = atoms[first], targets[first]
         inside = self.atoms(targets)[1]
         if len(np.unique(atoms)) < len(atoms) or np.isin(atoms, inside).any():

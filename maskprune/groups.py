@@ -76,6 +76,14 @@ class Groups:
         if len(set(names)) != len(names):
             raise ValueError(f"`groups` has the names {names}: give every group its own name.")
 
+    def __hash__(self) -> int:
+        """Computed once: compiled functions ask for it at every call, and a large network has many labels."""
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = hash((self.groups, self.protected))
+            object.__setattr__(self, "_hash", known)
+        return known
+
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
 
@@ -139,7 +147,7 @@ def _check_group(group: Group) -> None:
     if not group.with_role("out"):
         raise ValueError(f"Group `{group.name}` has no `out` slice: say which numbers make up its masks.")
     for piece in group.slices:
-        if not all(-1 <= label < group.size for label in piece.labels):
+        if piece.labels and not -1 <= min(piece.labels) <= max(piece.labels) < group.size:
             raise ValueError(
                 f"Group `{group.name}` has {group.size} masks, but its slice of `{piece.leaf}` holds labels outside "
                 f"-1 to {group.size - 1}."

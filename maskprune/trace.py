@@ -166,13 +166,13 @@ class _Namer:
         return Groups(tuple(named), tuple(self._refused(named, tied)))
 
     def _group(self, places: np.ndarray, members: np.ndarray) -> Group | None:
-        _, first = np.unique(members, return_index=True)
-        numbers = {int(members[i]): mask for mask, i in enumerate(np.sort(first))}
+        _, first, member = np.unique(members, return_index=True, return_inverse=True)
+        masks = np.argsort(np.argsort(first))[member]  # numbered as they first appear
         slices = []
         for number in dict.fromkeys(places[:, 0].tolist()):
             leaf, mine = self.leaves[number], places[:, 0] == number
             labels = np.full(len(leaf.axis.cells), -1)
-            labels[places[mine, 1]] = [numbers[int(atom)] for atom in members[mine]]
+            labels[places[mine, 1]] = masks[mine]
             role = "state" if leaf.state else "in" if number in self.labels.reads else "out"
             slices.append(Slice(leaf.leaf, leaf.number, tuple(labels.tolist()), role))
         own = [piece for piece in slices if piece.role == "out"] or [piece for piece in slices if piece.role == "in"][
@@ -182,7 +182,7 @@ class _Namer:
             return None
         slices = [piece if piece not in own else Slice(*piece_fields(piece), "out") for piece in slices]
         name = own[0].leaf.rpartition("/")[0] or own[0].leaf
-        return Group(name, len(numbers), tuple(slices), self._inexact(members))
+        return Group(name, len(first), tuple(slices), self._inexact(members))
 
     def _inexact(self, members: np.ndarray) -> str:
         for cells, why in self.labels.inexact:
@@ -231,22 +231,24 @@ def _classes(places: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
     if not len(members):
         return []
     _, atom = np.unique(members, return_inverse=True)
-    pairs = np.unique(np.stack([atom, places[:, 0]], axis=1), axis=0)
-    marks = np.random.default_rng(0).integers(1, 2**63, int(places[:, 0].max()) + 1, dtype=np.uint64)
-    signature = np.zeros(atom.max() + 1, np.uint64)
-    np.add.at(signature, pairs[:, 0], marks[pairs[:, 1]])
+    leaves = int(places[:, 0].max()) + 1
+    pairs = np.unique(atom * leaves + places[:, 0])
+    marks = np.random.default_rng(0).integers(1, 2**63, leaves, dtype=np.uint64)
+    sums = np.zeros(atom.max() + 1, np.uint64)  # of random marks: equal sums, equal sets of leaf axes
+    np.add.at(sums, pairs // leaves, marks[pairs % leaves])
+    signature = np.unique(sums, return_inverse=True)[1]
     depth = _depths(places, signature[atom], atom)
-    keys = np.stack([signature[atom], depth[atom].astype(np.uint64)], axis=1)
-    _, first, kind = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    kind = kind.ravel()
-    return [np.flatnonzero(kind == number) for number in np.argsort(first)]
+    _, first, kind = np.unique((signature * (depth.max() + 1) + depth)[atom], return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))[:-1])
+    return [rows[number] for number in np.argsort(first)]
 
 
 def _depths(places: np.ndarray, signature: np.ndarray, atom: np.ndarray) -> np.ndarray:
     """For every atom which one it is among those of its signature that share a position: 0 the outermost."""
-    order = np.lexsort((np.arange(len(atom)), signature, places[:, 1], places[:, 0]))
-    keys = np.stack([places[order, 0].astype(np.uint64), places[order, 1].astype(np.uint64), signature[order]], axis=1)
-    same = np.concatenate([[False], (keys[1:] == keys[:-1]).all(axis=1)])
+    position = places[:, 0] * (places[:, 1].max() + 1) + places[:, 1]
+    key = position * (signature.max() + 1) + signature
+    order = np.argsort(key, kind="stable")
+    same = np.concatenate([[False], key[order][1:] == key[order][:-1]])
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     depth = np.zeros(atom.max() + 1, int)
     np.maximum.at(depth, atom[order], rank)
