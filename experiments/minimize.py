@@ -141,6 +141,8 @@ class Config:
     """Masks removed at once."""
     min_enabled: int = 1
     """Masks that stay in every layer."""
+    minimize_layers: bool = False
+    """When no mask may go any more, try to do without whole layers."""
     max_rounds: int | None = None
     """Stop after this many rounds."""
     max_steps: int | None = None
@@ -346,6 +348,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             retry=config.retry,
             min_enabled=config.min_enabled,
             count=config.count,
+            layers=config.minimize_layers,
         )
         limits = maskprune.Limits(
             rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks
@@ -363,7 +366,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
         )
         for found in rounds:
             spent = known["steps"] - found.steps
-            row = maskprune.record.history_row(found, multiply_adds=maskprune.models.multiply_adds, spent=spent)
+            row = maskprune.record.history_row(found, size=maskprune.record.fcn_size, spent=spent)
             known["rows"].append(row)
             known.update(state=found.state, stop=found.stop)
             show.verdict(found, row)
@@ -378,7 +381,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
         words = f"{after['score']:.4f} after the last session, {before['score']:.4f} before it"
         row = maskprune.record.final_row(
             state, after, report, number=len(known["rows"]), reason=words + ("" if better else "; not kept"),
-            multiply_adds=maskprune.models.multiply_adds, spent=known["steps"] - len(report.losses),
+            size=maskprune.record.fcn_size, spent=known["steps"] - len(report.losses),
         )  # fmt: skip
         known["rows"].append(row)
         known["state"] = state if better else known["state"]

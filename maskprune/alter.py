@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from maskprune.groups import leaf_path
+from maskprune.groups import Slice, leaf_path, leaves_by_path
 from maskprune.network import Flags, Network, Params, entries
 
 
@@ -78,6 +79,85 @@ def zero_weights(network: Network, chosen: Chosen, *, part: Literal["kernel", "a
 
 def _is_bias(path: str, leaf: jax.Array) -> bool:
     return leaf.ndim <= 1 or path.rsplit("/", 1)[-1] in ("bias", "b")
+
+
+def bypass(network: Network, name: str) -> Network:
+    """Makes a layer hand on what it reads: its masks become the identity and are held there.
+
+    Behind a ReLU, or on inputs that are not negative, a convolution that hands on its input followed by a ReLU is no
+    layer at all: `models.drop_identities` then takes it out for good.
+
+    Args:
+        network: The network.
+        name: The group of the layer, which must have a kernel and at most biases, as many enabled masks as enabled
+            inputs, and no frozen mask.
+
+    Raises:
+        ValueError: The layer cannot be bypassed; the message says why.
+    """
+    if why := why_no_bypass(network, name):
+        raise ValueError(f"Layer `{name}` cannot be bypassed: {why}.")
+    own = _own_slices(network, name)
+    kernel, reads, writes = _kernel(network, own)
+    leaves = leaves_by_path(network.params)
+    masks, inputs = np.flatnonzero(network.enabled[name]), _enabled_inputs(network, kernel, reads)
+    shape = leaves[kernel].shape
+    identity = np.moveaxis(np.zeros(shape), (reads, writes), (-2, -1))
+    outputs = np.flatnonzero(np.isin(own[kernel].labels, masks))
+    identity[(*(size // 2 for size in identity.shape[:-2]), inputs, outputs)] = 1
+    values = {path: np.zeros(leaves[path].shape) for path in own} | {
+        kernel: np.moveaxis(identity, (-2, -1), (reads, writes))
+    }
+    chosen = {name: network.enabled[name]}
+    mine = entries(network.groups, network.params, _checked(network, chosen), roles=("out",))
+
+    def replace(path: Any, leaf: Any, mine: Any) -> Any:
+        new = values.get(leaf_path(path))
+        return leaf if new is None else jnp.where(mine, jnp.asarray(new, leaf.dtype), leaf)
+
+    params = jax.tree_util.tree_map_with_path(replace, network.params, mine)
+    return freeze(dataclasses.replace(network, params=params), chosen)
+
+
+def why_no_bypass(network: Network, name: str) -> str:
+    """Why a layer cannot be bypassed, or ""."""
+    own = _own_slices(network, name)
+    leaves = leaves_by_path(network.params)
+    kernels = [path for path in own if leaves[path].ndim >= 2]
+    if len(kernels) != 1 or any("bias" not in path.rpartition("/")[2] for path in own if path not in kernels):
+        return f"it has the leaves {', '.join(own)}, and only a kernel with a bias is understood"
+    kernel, reads, writes = _kernel(network, own)
+    window = [size for axis, size in enumerate(leaves[kernel].shape) if axis not in (reads, writes)]
+    if any(size % 2 == 0 for size in window):
+        return f"its window is {window}, which has no middle"
+    if np.any(network.frozen[name]):
+        return "some of its masks are frozen"
+    inputs, masks = len(_enabled_inputs(network, kernel, reads)), int(np.sum(network.enabled[name]))
+    if inputs != masks:
+        return f"it reads {inputs} channels and gives {masks}"
+    return ""
+
+
+def _own_slices(network: Network, name: str) -> dict[str, Slice]:
+    return {piece.leaf: piece for piece in network.groups[name].with_role("out")}
+
+
+def _kernel(network: Network, own: Mapping[str, Slice]) -> tuple[str, int, int]:
+    """The kernel's leaf, the axis it reads (that of other masks' `in` slices, else the one beside), its own axis."""
+    leaves = leaves_by_path(network.params)
+    kernel = next(path for path in own if leaves[path].ndim >= 2)
+    writes = own[kernel].axis
+    read = [piece.axis for _, piece in network.groups.of_leaf(kernel) if piece.role == "in"]
+    return kernel, read[0] if read else (writes - 1 if writes else 1), writes
+
+
+def _enabled_inputs(network: Network, kernel: str, reads: int) -> np.ndarray:
+    """Positions along the axis a kernel reads that belong to no disabled mask."""
+    stays = np.ones(leaves_by_path(network.params)[kernel].shape[reads], bool)
+    for group, piece in network.groups.of_leaf(kernel):
+        if piece.axis == reads:
+            stays &= np.append(np.asarray(network.enabled[group.name]), True)[list(piece.labels)]
+    return np.flatnonzero(stays)
 
 
 def _merge(network: Network, flags: Flags, chosen: Chosen, at: bool, *, value: bool) -> Flags:

@@ -31,6 +31,7 @@ def compact(
     network: Network,
     *inputs: Any,
     model_state: Any = None,
+    round_to: int = 1,
     tolerance: float = 1e-5,
     rules: Rules | None = None,
 ) -> tuple[Apply, Params]:
@@ -41,8 +42,9 @@ def compact(
         network: The masked network.
         *inputs: Sample inputs. When given, both networks are run on them and compared.
         model_state: Non-trained variables such as batch statistics, where `apply` takes them.
+        round_to: Keeps widths on a grid, see `make_plan`.
         tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller). More
-            is allowed only where rounding explains it: see `check_same`.
+            is allowed only where rounding explains it: see `check_same`. Groups that are not exact are not compared.
         rules: Rules for primitives that have none, as for `trace`.
 
     Returns:
@@ -53,10 +55,10 @@ def compact(
         CompactionError: The groups do not fit the function, or on the sample inputs the outputs differ by more than
             rounding.
     """
-    plan = make_plan(network.groups, network.enabled)
+    plan = make_plan(network.groups, network.enabled, round_to=round_to)
     small_apply = shrink(apply, plan, stateful=model_state is not None, rules=rules)
     small = plan.cut(effective_params(network))
-    if inputs:
+    if inputs and not plan.inexact:
         states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
         check_same(apply, network, small, *inputs, small_apply=small_apply, states=states, tolerance=tolerance)
     return small_apply, small

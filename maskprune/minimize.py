@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from maskprune.alter import disable
-from maskprune.network import choose, count_enabled
+from maskprune.alter import bypass, disable, why_no_bypass
+from maskprune.network import Network, choose, count_enabled
 from maskprune.rounds import Limits, Round, Rules
 from maskprune.select.base import Selector, rank
 from maskprune.train import SessionReport, TrainState, init_state
@@ -63,9 +63,8 @@ def minimize(
         began = time.perf_counter()
         number = search.number + 1
         select_key, train_key = (jax.random.fold_in(jax.random.fold_in(key, purpose), number) for purpose in (0, 1))
-        order = rank(selector(select_key, search.state.network, batch), search.state.network)
-        chosen = search.pick(order)
-        network = disable(search.state.network, choose(search.state.network, chosen))
+        move = search.move(rank(selector(select_key, search.state.network, batch), search.state.network))
+        network = move.apply(search.state.network)
         candidate, report = train(train_key, init_state(network, optimizer, search.state.model_state))
         control, steps = search.reference_state, len(report.losses)
         if search.rules.control:
@@ -75,11 +74,21 @@ def minimize(
                 control = trained
                 search.measure_reference(float(evaluate(control)["score"]))
         metrics = dict(evaluate(candidate))
-        yield search.judge(chosen, candidate, report, metrics, control=control, steps=steps, began=began)
+        yield search.judge(move, candidate, report, metrics, control=control, steps=steps, began=began)
 
 
 def _afresh(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
     return init_state(state.network, optimizer, state.model_state)
+
+
+class _Move(NamedTuple):
+    """What a round tries: masks to disable, or a layer to bypass."""
+
+    chosen: dict[str, list[int]]
+    layer: str = ""
+
+    def apply(self, network: Network) -> Network:
+        return bypass(network, self.layer) if self.layer else disable(network, choose(network, self.chosen))
 
 
 class _Search:
@@ -90,6 +99,8 @@ class _Search:
         self.reference_state, self.reference_score = state, math.nan
         self.number, self.count, self.steps, self.began = 0, rules.count, 0, time.perf_counter()
         self.refused: set[tuple[str, int]] = set()
+        self.refused_layers: set[str] = set()
+        self.least = self.rules.least(state.network.groups)
         self.stop = ""
 
     def begin(self, metrics: dict[str, float]) -> Round:
@@ -103,6 +114,12 @@ class _Search:
         left = len(self._eligible())
         return Round(0, {}, True, said, score, score, required, metrics, self.state, 0, 0.0, left, self.stop)
 
+    def move(self, order: list[tuple[str, int]]) -> _Move:
+        """The next thing to try: masks, and whole layers when no mask may go."""
+        if self._eligible():
+            return _Move(self.pick(order))
+        return _Move({}, self._layers()[0])
+
     def pick(self, order: list[tuple[str, int]]) -> dict[str, list[int]]:
         """The first `count` eligible masks of the order."""
         eligible, left = self._eligible(), count_enabled(self.state.network)
@@ -110,14 +127,14 @@ class _Search:
         for name, number in order:
             if sum(map(len, chosen.values())) == self.count:
                 break
-            if (name, number) in eligible and left[name] > self.rules.min_enabled:
+            if (name, number) in eligible and left[name] > self.least[name]:
                 chosen.setdefault(name, []).append(number)
                 left[name] -= 1
         return chosen
 
     def judge(
         self,
-        chosen: dict[str, list[int]],
+        move: _Move,
         candidate: TrainState,
         report: SessionReport,
         metrics: dict[str, float],
@@ -132,13 +149,15 @@ class _Search:
         if accepted:
             self._accept(candidate, score, control)
         else:
-            self.refused |= {(name, number) for name, numbers in chosen.items() for number in numbers}
+            self.refused |= {(name, number) for name, numbers in move.chosen.items() for number in numbers}
+            self.refused_layers |= {move.layer} - {""}
         self.number, self.steps = self.number + 1, self.steps + steps
         self._halve_count()
         self.stop = self._stop()
         return Round(
             number=self.number,
-            chosen=chosen,
+            chosen=move.chosen,
+            bypassed=move.layer,
             accepted=accepted,
             reason=reason,
             score=score,
@@ -161,7 +180,7 @@ class _Search:
         self.state = candidate
         self.reference_state = control
         if self.rules.retry == "accepted":
-            self.refused = set()
+            self.refused, self.refused_layers = set(), set()
         kind = self.rules.reference
         if kind == "previous" or (kind == "best" and score >= self.reference_score):
             self.reference_state, self.reference_score = candidate, score
@@ -178,16 +197,26 @@ class _Search:
         found = set()
         for name, flags in network.enabled.items():
             free = np.asarray(flags) & ~np.asarray(network.frozen[name])
-            if left[name] > self.rules.min_enabled:
+            if left[name] > self.least[name]:
                 found |= {(name, int(number)) for number in np.flatnonzero(free)}
         return found - (self.refused if but is None else but)
+
+    def _layers(self) -> list[str]:
+        """Layers that may be bypassed, the first one first."""
+        network = self.state.network
+        if not self.rules.layers:
+            return []
+        names = [group.name for group in network.groups if group.name not in self.refused_layers]
+        return [
+            name for name in names if self.least[name] < network.groups[name].size and not why_no_bypass(network, name)
+        ]
 
     def _stop(self) -> str:
         limits, spent = self.limits, time.perf_counter() - self.began
         enabled = sum(count_enabled(self.state.network).values())
         if limits.masks is not None and enabled <= limits.masks:
             return f"the target of {limits.masks} masks is reached"
-        if not self._eligible():
+        if not self._eligible() and not self._layers():
             return "every mask that may go was refused" if self.refused else "no group has a mask to spare"
         if limits.rounds is not None and self.number >= limits.rounds:
             return f"the limit of {limits.rounds} rounds is reached"

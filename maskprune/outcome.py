@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune import record, report, visualize
-from maskprune.compact import check_same, compact_params, count_params
+from maskprune.compact import check_same, count_params
 from maskprune.conv import default_way
 from maskprune.data.batches import to_unit
 from maskprune.data.split import Dataset
@@ -57,7 +57,7 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
         CompactionError: The small network does not compute what the masked one does.
     """
     network, full = found.state.network, found.initial.params
-    small = compact_params(network)
+    small = record.small_fcn(network)
     before, after = (task.evaluate(_with_network(found.state, each)) for each in (found.initial, network))
     flags = {name: np.asarray(values).tolist() for name, values in network.enabled.items()}
     pictures = to_unit(dataset.evaluation.inputs[:1])
@@ -115,7 +115,7 @@ def write_outcome(folder: Path, found: Outcome, result: Mapping[str, Any], *, mo
     Returns:
         The path of the report.
     """
-    small = compact_params(found.state.network)
+    small = record.small_fcn(found.state.network)
     save(folder / "network.npz", small, about={"task": result.get("task"), "score": result["final_score"]})
     record.write_json(folder / "result.json", result)
     record.write_csv(folder / "history.csv", found.rows)

@@ -66,6 +66,12 @@ class Plan:
         self._check(mine, leaves_by_path(tree))
         return jax.tree_util.tree_map_with_path(lambda path, leaf: _cut(leaf, mine.get(leaf_path(path), [])), tree)
 
+    def cut_leaf(self, path: str, leaf: Any) -> Any:
+        """An array of the shape of the parameter at `path`, such as its momentum, cut like it."""
+        mine = self._of(False)
+        self._check({path: mine.get(path, [])}, {path: leaf})
+        return _cut(leaf, mine.get(path, []))
+
     def full_shape(self, path: str, shape: tuple[int, ...], *, state: bool = False) -> tuple[int, ...]:
         """The shape that a cut leaf had before."""
         sizes = {cut.axis: cut.size for cut in self.cuts if cut.leaf == path and cut.state == state}
@@ -115,14 +121,24 @@ class Plan:
                     )
 
 
-def make_plan(groups: Groups, enabled: Mapping[str, Any]) -> Plan:
+def make_plan(
+    groups: Groups, enabled: Mapping[str, Any], *, round_to: int = 1, scores: Mapping[str, Any] | None = None
+) -> Plan:
     """What the enabled masks say of every leaf.
 
     Args:
         groups: What the masks are.
         enabled: `{group: bool[C]}`. Read from the device.
+        round_to: Keeps the width of every group on this grid, such as 8, by adding back disabled masks, as far as there
+            are any. In effective parameters these hold zeros, so the network still computes the same.
+        scores: `{group: float[C]}`, from a selector: the highest are added back first; without, the first ones.
+
+    Raises:
+        ValueError: `round_to` is below 1.
     """
-    flags = {name: np.append(np.asarray(values), True) for name, values in enabled.items()}
+    flags = {
+        name: np.append(round_up(values, round_to, (scores or {}).get(name)), True) for name, values in enabled.items()
+    }
     kept: dict[tuple[str, int, bool], np.ndarray] = {}
     for group in groups:
         for piece in group.slices:
@@ -136,6 +152,18 @@ def make_plan(groups: Groups, enabled: Mapping[str, Any]) -> Plan:
     ]
     inexact = any(group.inexact and not flags[group.name].all() for group in groups)
     return Plan(tuple(cuts), inexact)
+
+
+def round_up(enabled: Any, to: int, scores: Any = None) -> np.ndarray:
+    """Adds back disabled masks until the count is a multiple of `to`, or all are enabled: the highest scores first."""
+    if to < 1:
+        raise ValueError(f"`round_to` is {to}: use 1 (any width) or a larger grid, such as 8.")
+    flags = np.array(enabled, bool)
+    missing = -int(flags.sum()) % to
+    values = np.zeros(len(flags)) if scores is None else np.asarray(scores, float)
+    order = np.argsort(-np.where(flags, -np.inf, values), kind="stable")
+    flags[order[: min(missing, int((~flags).sum()))]] = True
+    return flags
 
 
 def _cut(leaf: Any, cuts: list[Cut]) -> Any:

@@ -13,44 +13,49 @@ import io
 import json
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from maskprune.alter import disable
+from maskprune.alter import bypass, disable
 from maskprune.compact import compact_params, count_params
+from maskprune.cost import time_calls
 from maskprune.files import replace_file
+from maskprune.models.fcn import drop_identities, multiply_adds
 from maskprune.network import Network, choose
 from maskprune.rounds import Round
 from maskprune.train import SessionReport, TrainState
 
 
 Row = dict[str, Any]
+Size = Callable[[Network], Mapping[str, int]]
 
 
-def history_row(found: Round, *, multiply_adds: Callable[[Any], int], spent: int) -> Row:
+def history_row(found: Round, *, size: Size, spent: int) -> Row:
     """One round as a flat row. Sizes and `enabled` are those of the network that was judged, kept or not.
 
     Args:
         found: The round.
-        multiply_adds: Counts the multiply-adds of compacted parameters.
+        size: Counts parameters and multiply-adds of the compacted network: `fcn_size`, or your own.
         spent: Gradient steps before this round.
     """
     network = found.state.network
     judged = disable(network, choose(network, found.chosen))
+    if found.bypassed and not found.accepted:
+        judged = bypass(network, found.bypassed)
     return {
         "number": found.number,
         "verdict": ("accepted" if found.accepted else "refused") if found.number else "reference",
         "reason": found.reason,
-        "chosen": ", ".join(f"{name}[{number}]" for name, numbers in found.chosen.items() for number in numbers),
+        "chosen": f"all of {found.bypassed}" if found.bypassed else _words(found.chosen),
         "score": found.score,
         "required": found.required,
         "reference": found.reference,
-        **sizes(judged, multiply_adds=multiply_adds),
+        **sizes(judged, size),
         **_measured(found.metrics, steps=found.steps, spent=spent, seconds=found.seconds),
     }
 
@@ -62,7 +67,7 @@ def final_row(
     *,
     number: int,
     reason: str,
-    multiply_adds: Callable[[Any], int],
+    size: Size,
     spent: int,
 ) -> Row:
     """A last session, which tries no mask, as a row like the others."""
@@ -72,9 +77,13 @@ def final_row(
         "reason": reason,
         "chosen": "",
         "score": metrics["score"],
-        **sizes(state.network, multiply_adds=multiply_adds),
+        **sizes(state.network, size),
         **_measured(metrics, steps=len(report.losses), spent=spent, seconds=report.seconds),
     }
+
+
+def _words(chosen: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name}[{number}]" for name, numbers in chosen.items() for number in numbers)
 
 
 def _measured(metrics: Mapping[str, float], *, steps: int, spent: int, seconds: float) -> Row:
@@ -82,16 +91,25 @@ def _measured(metrics: Mapping[str, float], *, steps: int, spent: int, seconds: 
     return {**errors, "steps": steps, "total_steps": spent + steps, "seconds": round(seconds, 3)}
 
 
-def sizes(network: Network, *, multiply_adds: Callable[[Any], int]) -> Row:
+def small_fcn(network: Network) -> Any:
+    """The compacted parameters of an FCN, without the layers that were bypassed."""
+    return drop_identities(compact_params(network))
+
+
+def fcn_size(network: Network) -> dict[str, int]:
+    """Parameters, and multiply-adds per pixel, of a compacted FCN."""
+    small = small_fcn(network)
+    return {"parameters": count_params(small), "multiply_adds": multiply_adds(small)}
+
+
+def sizes(network: Network, size: Size) -> Row:
     """Masks of every group and in all, the `enabled` lists, and the size once compacted."""
     enabled = {name: np.asarray(flags).tolist() for name, flags in network.enabled.items()}
-    small = compact_params(network)
     return {
         "masks": sum(map(sum, enabled.values())),
         **{f"masks_{name}": sum(flags) for name, flags in enabled.items()},
         "enabled": enabled,
-        "parameters": count_params(small),
-        "multiply_adds": multiply_adds(small),
+        **size(network),
     }
 
 
@@ -141,16 +159,8 @@ def time_inference(
         pictures: float32[N, H, W, C].
         repeats: Timed calls of each.
     """
-    compiled = [(jax.jit(apply), params) for apply, params in networks]
-    for apply, params in compiled * 2:
-        jax.block_until_ready(apply(params, pictures))
-    taken: list[list[float]] = [[] for _ in compiled]
-    for _ in range(repeats):
-        for times, (apply, params) in zip(taken, compiled, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(apply(params, pictures))
-            times.append((time.perf_counter() - began) * 1e3)
-    return [float(np.median(times)) for times in taken]
+    calls = [partial(jax.jit(apply), params, pictures) for apply, params in networks]
+    return [found.median_ms for found in time_calls(calls, repeats=repeats)]
 
 
 def _plain(value: Any) -> Any:

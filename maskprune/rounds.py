@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import math
 from typing import Literal, NamedTuple
 
+from maskprune.groups import Group, Groups
 from maskprune.train import TrainState
 
 
@@ -21,6 +24,10 @@ class Rules:
         retry: Refused masks are tried again after the next acceptance (`"accepted"`) or `"never"`.
         min_enabled: Masks that stay in every group.
         count: Masks disabled at once. When every choice is refused, it is halved, down to 1.
+        only: Patterns (as in `fnmatch`) of the groups, or of the leaves of their masks, that may lose masks.
+        protect: Patterns of those that may not.
+        share: At most this share of a group's masks may be disabled, in [0, 1].
+        layers: When no mask may go any more, whole layers are tried: see `bypass`.
     """
 
     threshold: float = 0.95
@@ -29,6 +36,10 @@ class Rules:
     retry: Literal["accepted", "never"] = "accepted"
     min_enabled: int = 1
     count: int = 1
+    only: tuple[str, ...] = ("*",)
+    protect: tuple[str, ...] = ()
+    share: float = 1.0
+    layers: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -39,6 +50,33 @@ class Rules:
             raise ValueError(f'`retry` is {self.retry!r}: use "accepted" or "never".')
         if self.min_enabled < 0 or self.count < 1:
             raise ValueError(f"`min_enabled` is {self.min_enabled} and `count` {self.count}: at least 0 and 1.")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"`share` is {self.share}: it is a share of a group's masks, in [0, 1].")
+
+    def least(self, groups: Groups) -> dict[str, int]:
+        """How many masks of every group must stay enabled.
+
+        Raises:
+            ValueError: A pattern of `only` or `protect` matches no group.
+        """
+        for field in ("only", "protect"):
+            for pattern in getattr(self, field):
+                if len(groups) and not any(_touches(group, pattern) for group in groups):
+                    raise ValueError(
+                        f"`{field}` holds `{pattern}`, which matches no group. There are {', '.join(groups.names)}."
+                    )
+        return {group.name: self._least(group) for group in groups}
+
+    def _least(self, group: Group) -> int:
+        inside = any(_touches(group, pattern) for pattern in self.only)
+        if not inside or any(_touches(group, pattern) for pattern in self.protect):
+            return group.size
+        return max(self.min_enabled, group.size - math.floor(self.share * group.size))
+
+
+def _touches(group: Group, pattern: str) -> bool:
+    names = [group.name, *(piece.leaf for piece in group.with_role("out"))]
+    return any(fnmatch.fnmatch(name, pattern) for name in names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +113,7 @@ class Round(NamedTuple):
         seconds: Wall time of the round.
         left: Masks that may still be tried before the search gives up; an acceptance may bring refused ones back.
         stop: Why the search ends after this round, or "" if it goes on.
+        bypassed: The layer this round tried to do without, or "".
     """
 
     number: int
@@ -90,3 +129,4 @@ class Round(NamedTuple):
     seconds: float
     left: int
     stop: str
+    bypassed: str = ""

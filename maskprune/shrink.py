@@ -193,7 +193,7 @@ class Shrunk:
         def bind(*arrays: Any, **changed: Any) -> Any:
             if changed:
                 return raw.primitive.bind(*arrays, **{**raw.params, **changed})
-            return _call(raw, arrays)
+            return _call(raw, arrays, scope.jaxpr.debug_info)
 
         return Site(
             name=raw.primitive.name,
@@ -250,7 +250,7 @@ def _small(shape: tuple[Any, ...], kept: Kept) -> tuple[Any, ...]:
     return tuple(size if k is None else len(k) for size, k in zip(shape, kept, strict=True))
 
 
-def _call(raw: Any, arrays: Sequence[Any]) -> Any:
+def _call(raw: Any, arrays: Sequence[Any], debug_info: Any) -> Any:
     """Runs one equation as it stands. One with inner functions is run as a jaxpr of its own."""
     if not any(isinstance(param, (jex.ClosedJaxpr, jex.Jaxpr)) for param in raw.params.values()):
         return raw.primitive.bind(*arrays, **raw.params)
@@ -260,5 +260,5 @@ def _call(raw: Any, arrays: Sequence[Any]) -> Any:
         if raw.invars[place] not in variables:
             variables[raw.invars[place]] = None
             given.append(arrays[place])
-    jaxpr = jex.Jaxpr([], list(variables), raw.outvars, [raw], raw.effects)
+    jaxpr = jex.Jaxpr([], list(variables), raw.outvars, [raw], raw.effects, debug_info)
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))(*given)

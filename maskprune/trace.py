@@ -171,16 +171,12 @@ class _Namer:
         slices = []
         for number in dict.fromkeys(places[:, 0].tolist()):
             leaf, mine = self.leaves[number], places[:, 0] == number
-            labels = np.full(len(leaf.axis.cells), -1)
-            labels[places[mine, 1]] = masks[mine]
             role = "state" if leaf.state else "in" if number in self.labels.reads else "out"
-            slices.append(Slice(leaf.leaf, leaf.number, tuple(labels.tolist()), role))
-        own = [piece for piece in slices if piece.role == "out"] or [piece for piece in slices if piece.role == "in"][
-            :1
-        ]
-        if not own:  # the state alone
+            for labels in _label_rows(places[mine, 1], masks[mine], len(leaf.axis.cells)):
+                slices.append(Slice(leaf.leaf, leaf.number, tuple(labels.tolist()), role))
+        own = [piece for piece in slices if piece.role == "out"]
+        if not own:  # nothing makes these channels: constants, padding, copies of others
             return None
-        slices = [piece if piece not in own else Slice(*piece_fields(piece), "out") for piece in slices]
         name = own[0].leaf.rpartition("/")[0] or own[0].leaf
         return Group(name, len(first), tuple(slices), self._inexact(members))
 
@@ -209,8 +205,17 @@ class _Namer:
         return list(found.items())
 
 
-def piece_fields(piece: Slice) -> tuple[str, int, tuple[int, ...]]:
-    return piece.leaf, piece.axis, piece.labels
+def _label_rows(positions: np.ndarray, masks: np.ndarray, size: int) -> list[np.ndarray]:
+    """Labels along an axis; more than one row where a position goes with either of several masks of the group."""
+    found = []
+    while len(positions):
+        first = np.unique(positions, return_index=True)[1]
+        labels = np.full(size, -1)
+        labels[positions[first]] = masks[first]
+        found.append(labels)
+        rest = np.setdiff1d(np.arange(len(positions)), first)
+        positions, masks = positions[rest], masks[rest]
+    return found
 
 
 def _first_uses(reading: Reading, leaves: list[Any]) -> list[int]:
@@ -244,14 +249,16 @@ def _classes(places: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
 
 
 def _depths(places: np.ndarray, signature: np.ndarray, atom: np.ndarray) -> np.ndarray:
-    """For every atom which one it is among those of its signature that share a position: 0 the outermost."""
-    position = places[:, 0] * (places[:, 1].max() + 1) + places[:, 1]
-    key = position * (signature.max() + 1) + signature
+    """For every atom which one it is among those of its signature that share its first position: 0 the outermost."""
+    first = np.unique(atom, return_index=True)[1]
+    mine = np.flatnonzero(places[:, 0] == places[first, 0][atom])  # in the leaf axis where the atom is met first
+    position = places[mine, 0] * (places[:, 1].max() + 1) + places[mine, 1]
+    key = position * (signature.max() + 1) + signature[mine]
     order = np.argsort(key, kind="stable")
     same = np.concatenate([[False], key[order][1:] == key[order][:-1]])
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     depth = np.zeros(atom.max() + 1, int)
-    np.maximum.at(depth, atom[order], rank)
+    np.maximum.at(depth, atom[mine[order]], rank)
     return depth
 
 

@@ -39,7 +39,7 @@ def show_all(show, found):
         progress(1, 2)
         progress(2, 2)
         for each in found:
-            show.verdict(each, record.history_row(each, multiply_adds=maskprune.models.multiply_adds, spent=0))
+            show.verdict(each, record.history_row(each, size=record.fcn_size, spent=0))
 
 
 def test_a_verdict_says_the_mask_the_blocks_and_the_reason(found, capsys):

@@ -18,8 +18,8 @@ PACKAGE = REPOSITORY / "maskprune"
 FLOORS = {
     1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
-    3: {"alter", "plan", "shrink", "compact", "hold", "soap", "cost", "export", "nnx", "linen"},
-    4: {"train", "start", "task", "select", "population"},
+    3: {"alter", "plan", "shrink", "compact", "hold", "soap", "sizes", "cost", "export", "nnx", "linen"},
+    4: {"train", "start", "handover", "task", "select", "population"},
     5: {
         "minimize",
         "outcome",
@@ -44,6 +44,8 @@ KNOWS_NO_LIBRARY = {
     "labels",
     "reading",
     "shrink",
+    "sizes",
+    "cost",
     "plan",
     "trace",
     "rules",

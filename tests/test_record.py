@@ -35,7 +35,7 @@ def rounds():
 
 
 def test_rows_give_the_size_of_the_network_that_was_judged(rounds):
-    rows = [record.history_row(each, multiply_adds=maskprune.models.multiply_adds, spent=10) for each in rounds]
+    rows = [record.history_row(each, size=record.fcn_size, spent=10) for each in rounds]
     assert [row["verdict"] for row in rows] == ["reference", "accepted", "refused"]
     assert [row["chosen"] for row in rows] == ["", "conv1[0]", "conv1[1]"]
     assert [(row["masks_conv1"], row["masks_conv2"]) for row in rows] == [(3, 2), (2, 2), (1, 2)]

@@ -7,7 +7,7 @@ same function runs the full and the compacted network. Flax is met in `models/mo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -81,13 +81,13 @@ def fcn(
 
     def activations(params: Params, pictures: jax.Array) -> dict[str, jax.Array]:
         found, flowing = {}, pictures
-        for name in layer_names(len(shapes)):
+        for name in layer_names(len(params)):
             layer = params[name]
             flowing = found[name] = jax.nn.relu(convolution(flowing, layer["kernel"], layer["bias"]))
         return found
 
     def apply(params: Params, pictures: jax.Array) -> jax.Array:
-        return activations(params, pictures)[layer_names(len(shapes))[-1]]
+        return activations(params, pictures)[layer_names(len(params))[-1]]
 
     return FCN(init, apply, activations, _groups(widths))
 
@@ -109,6 +109,26 @@ def thesis_initial(key: jax.Array, shape: tuple[int, ...], *, last: bool) -> dic
     del last
     kernel = jax.random.truncated_normal(key, -2.0, 2.0, shape) * 0.05
     return {"kernel": kernel, "bias": jnp.zeros(shape[3], jnp.float32)}
+
+
+def drop_identities(params: Params) -> Params:
+    """The network without layers that only hand on what they read (see `maskprune.bypass`), the others renumbered.
+
+    Exact where the inputs are not negative: such a layer and its ReLU change nothing then. One layer always stays.
+    """
+    layers = [params[name] for name in layer_names(len(params))]
+    useful = [layer for layer in layers if not _is_identity(layer)] or layers[-1:]
+    return dict(zip(layer_names(len(useful)), useful, strict=True))
+
+
+def _is_identity(layer: Mapping[str, Any]) -> bool:
+    kernel, bias = np.asarray(layer["kernel"]), np.asarray(layer["bias"])
+    tall, wide, inputs, outputs = kernel.shape
+    if inputs != outputs or inputs == 0:
+        return False
+    identity = np.zeros(kernel.shape)
+    identity[tall // 2, wide // 2] = np.eye(inputs)
+    return bool((kernel == identity).all() and not bias.any())
 
 
 def multiply_adds(params: Params) -> int:

@@ -18,3 +18,4 @@ from maskprune.select.median import geometric_median as geometric_median
 from maskprune.select.plain import random as random
 from maskprune.select.plain import sequential as sequential
 from maskprune.select.taylor import taylor as taylor
+from maskprune.select.weigh import weigh as weigh

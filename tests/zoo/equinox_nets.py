@@ -6,6 +6,7 @@ of the parameter tree is reached by attributes and list positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,9 +17,10 @@ from jax import lax
 from .entry import Built, Entry, pictures, randomize
 
 
-def functional(seed: int, module: eqx.Module, *inputs: jax.Array) -> Built:
-    """The module, with random parameters, as a function of its float arrays."""
-    params, static = eqx.partition(module, eqx.is_inexact_array)
+def functional(seed: int, make: Callable[[jax.Array], eqx.Module], *inputs: jax.Array) -> Built:
+    """A module, with random parameters, as a function of its arrays, all of which are floating point."""
+    module = eqx.filter_eval_shape(make, jax.random.key(0))
+    params, static = eqx.partition(module, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     apply = lambda params, *inputs: jax.vmap(eqx.combine(params, static))(*inputs)
     return Built(apply, _sized(randomize(seed, params)), inputs)
 
@@ -61,7 +63,7 @@ class ConvNet(eqx.Module):
 
 def convnet_groupnorm() -> Built:
     """Small convolutional network with group norm (Wu and He 2018)."""
-    return functional(1, ConvNet(jax.random.key(0)), pictures(1, 2, 3, 16, 16))
+    return functional(1, ConvNet, pictures(1, 2, 3, 16, 16))
 
 
 class MixerBlock(eqx.Module):
@@ -109,7 +111,7 @@ class Mixer(eqx.Module):
 
 def mlp_mixer() -> Built:
     """MLP-Mixer (Tolstikhin et al. 2021), two blocks."""
-    return functional(2, Mixer(jax.random.key(0)), pictures(2, 2, 3, 12, 12))
+    return functional(2, Mixer, pictures(2, 2, 3, 12, 12))
 
 
 class AttentionBlock(eqx.Module):
@@ -165,7 +167,7 @@ class ViT(eqx.Module):
 
 def vit() -> Built:
     """Vision transformer (Dosovitskiy et al. 2020), two blocks of three heads; key and value sizes differ."""
-    return functional(3, ViT(jax.random.key(0)), pictures(3, 2, 3, 12, 12))
+    return functional(3, ViT, pictures(3, 2, 3, 12, 12))
 
 
 class Recurrent(eqx.Module):
@@ -187,7 +189,7 @@ class Recurrent(eqx.Module):
 
 def lstm() -> Built:
     """LSTM (Hochreiter and Schmidhuber 1997): eqx.nn.LSTMCell under lax.scan."""
-    return functional(4, Recurrent(jax.random.key(0)), pictures(4, 2, 6, 5))
+    return functional(4, Recurrent, pictures(4, 2, 6, 5))
 
 
 class Autoencoder(eqx.Module):
@@ -215,7 +217,7 @@ class Autoencoder(eqx.Module):
 
 def conv_autoencoder() -> Built:
     """Convolutional autoencoder (Masci et al. 2011) with eqx.nn.ConvTranspose2d and a linear output."""
-    return functional(5, Autoencoder(jax.random.key(0)), pictures(5, 2, 2, 12, 12))
+    return functional(5, Autoencoder, pictures(5, 2, 2, 12, 12))
 
 
 NETWORKS = [

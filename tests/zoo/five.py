@@ -11,6 +11,7 @@ in Equinox, whose networks take one example, channels first; there the flattened
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -116,7 +117,7 @@ def residual_plain() -> Built:
 
 def _linen(seed: int, module: nn.Module, x: jax.Array) -> Built:
     """A module with batch norm, called as `module(x, train)`."""
-    variables = randomize(seed, module.init(jax.random.key(0), x, False))
+    variables = randomize(seed, jax.eval_shape(lambda key: module.init(key, x, False), jax.random.key(0)))
 
     def apply(params: Any, stats: Any, x: jax.Array) -> jax.Array:
         return module.apply({"params": params, "batch_stats": stats}, x, False)
@@ -138,7 +139,7 @@ class LinenConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Conv(self.outputs, (self.size, self.size), self.stride, use_bias=False)(x)
-        return nn.BatchNorm(use_running_average=not train, epsilon=0.0)(x)
+        return nn.BatchNorm(use_running_average=not train, epsilon=1e-5 if train else 0.0)(x)
 
 
 class LinenCNN(nn.Module):
@@ -169,7 +170,7 @@ class LinenResidual(nn.Module):
 def mlp_linen() -> Built:
     """The MLP in flax.linen."""
     module = nn.Sequential([nn.Dense(12), nn.relu, nn.Dense(10), nn.gelu, nn.Dense(3)])
-    params = randomize(1, module.init(jax.random.key(0), ROWS)["params"])
+    params = randomize(1, jax.eval_shape(module.init, jax.random.key(0), ROWS)["params"])
     return Built(lambda params, x: module.apply({"params": params}, x), params, (ROWS,))
 
 
@@ -221,19 +222,22 @@ class NnxResidual(nnx.Module):
 
 def mlp_nnx() -> Built:
     """The MLP in flax.nnx."""
-    rngs = nnx.Rngs(0)
-    dense = [nnx.Linear(i, o, rngs=rngs) for i, o in ((6, 12), (12, 10), (10, 3))]
-    return nnx_nets.functional(1, nnx.Sequential(dense[0], nnx.relu, dense[1], nnx.gelu, dense[2]), ROWS)
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        dense = [nnx.Linear(i, o, rngs=rngs) for i, o in ((6, 12), (12, 10), (10, 3))]
+        return nnx.Sequential(dense[0], nnx.relu, dense[1], nnx.gelu, dense[2])
+
+    return nnx_nets.functional(1, make, ROWS)
 
 
 def cnn_nnx() -> Built:
     """The CNN in flax.nnx."""
-    return nnx_nets.functional(2, NnxCNN(nnx.Rngs(0)), PICTURES)
+    return nnx_nets.functional(2, NnxCNN, PICTURES)
 
 
 def residual_nnx() -> Built:
     """The residual network in flax.nnx."""
-    return nnx_nets.functional(4, NnxResidual(nnx.Rngs(0)), PICTURES)
+    return nnx_nets.functional(4, NnxResidual, PICTURES)
 
 
 # ------------------------------------------------------------------------------------------------------------ Equinox
@@ -242,8 +246,8 @@ def residual_nnx() -> Built:
 class EqxConvNorm(eqx.Module):
     """Convolution without bias, then batch norm.
 
-    The running statistics are fields, hence parameters: eqx.nn.BatchNorm would keep them in an `eqx.nn.State`, which is
-    threaded by markers and needs a named vmap axis.
+    The running statistics are fields: eqx.nn.BatchNorm would keep them in an `eqx.nn.State`, which is threaded by
+    markers and needs a named vmap axis.
     """
 
     conv: eqx.nn.Conv2d
@@ -317,19 +321,27 @@ class EqxResidual(eqx.Module):
         return self.head(jnp.mean(x, axis=(1, 2)))
 
 
+def _equinox(seed: int, make: Callable[[jax.Array], eqx.Module], x: jax.Array) -> Built:
+    """A module whose fields called mean and var are the state; as parameters, a disabled mask's variance were zero."""
+    built = equinox_nets.functional(seed, make, x)
+    is_state = lambda path, _: path[-1].name in ("mean", "var")
+    stats, params = eqx.partition(built.params, jax.tree_util.tree_map_with_path(is_state, built.params))
+    return Built(lambda params, stats, x: built.apply(eqx.combine(params, stats), x), params, (x,), stats)
+
+
 def mlp_equinox() -> Built:
     """The MLP in Equinox."""
-    return equinox_nets.functional(1, EqxMLP(jax.random.key(0)), ROWS)
+    return equinox_nets.functional(1, EqxMLP, ROWS)
 
 
 def cnn_equinox() -> Built:
     """The CNN in Equinox."""
-    return equinox_nets.functional(2, EqxCNN(jax.random.key(0)), jnp.moveaxis(PICTURES, -1, 1))
+    return _equinox(2, EqxCNN, jnp.moveaxis(PICTURES, -1, 1))
 
 
 def residual_equinox() -> Built:
     """The residual network in Equinox."""
-    return equinox_nets.functional(4, EqxResidual(jax.random.key(0)), jnp.moveaxis(PICTURES, -1, 1))
+    return _equinox(4, EqxResidual, jnp.moveaxis(PICTURES, -1, 1))
 
 
 # -------------------------------------------------------------------------------------------------------------- Haiku

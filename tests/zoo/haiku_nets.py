@@ -19,13 +19,14 @@ from .entry import Built, Entry, pictures, randomize
 def functional(seed: int, forward: Callable[..., jax.Array], *inputs: jax.Array) -> Built:
     """A function without state, `forward(*inputs)`, transformed."""
     network = hk.without_apply_rng(hk.transform(forward))
-    return Built(network.apply, randomize(seed, network.init(jax.random.key(0), *inputs)), inputs)
+    params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    return Built(network.apply, randomize(seed, params), inputs)
 
 
 def stateful(seed: int, forward: Callable[..., jax.Array], *inputs: jax.Array) -> Built:
     """A function with batch norm, `forward(training, *inputs)`, transformed."""
     network = hk.without_apply_rng(hk.transform_with_state(forward))
-    params, state = network.init(jax.random.key(0), True, *inputs)
+    params, state = jax.eval_shape(lambda key: network.init(key, True, *inputs), jax.random.key(0))
 
     def apply(params: Any, state: Any, *inputs: jax.Array) -> jax.Array:
         return network.apply(params, state, False, *inputs)[0]

@@ -6,6 +6,8 @@ else (random number counters) is closed over.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,13 +18,20 @@ from flax import nnx
 from .entry import Built, Entry, pictures, randomize
 
 
-def functional(seed: int, module: nnx.Module, *inputs: jax.Array) -> Built:
-    """The module as functions of its parameters and, where it has some, of its running statistics."""
+def functional(seed: int, make: Callable[[nnx.Rngs], nnx.Module], *inputs: jax.Array) -> Built:
+    """A module as functions of its parameters and, where it has some, of its running statistics.
+
+    Batch norm's epsilon is 1e-5 in training, zero in evaluation, so that it is exact on integers.
+    """
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     module.train()
+    _set_epsilon(module, 1e-5)
     training = nnx.graphdef(module)
     module.eval()
+    _set_epsilon(module, 0.0)
     graph, params, stats, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
     params, stats = randomize(seed, (nnx.to_pure_dict(params), nnx.to_pure_dict(stats)))
+    rest = jax.tree.map(_counter, rest)
     if not stats:
         return Built(lambda params, *inputs: nnx.merge(graph, params, rest, copy=True)(*inputs), params, inputs)
 
@@ -37,13 +46,24 @@ def functional(seed: int, module: nnx.Module, *inputs: jax.Array) -> Built:
     return Built(apply, params, inputs, stats, train_apply)
 
 
+def _set_epsilon(module: nnx.Module, epsilon: float) -> None:
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.BatchNorm):
+            node.epsilon = epsilon
+
+
+def _counter(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The first value of what random numbers are drawn from: a key or a count."""
+    return jax.random.key(0) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros(leaf.shape, leaf.dtype)
+
+
 class ConvNorm(nnx.Module):
     """Convolution without bias, then batch norm."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, groups: int = 1, rngs: nnx.Rngs):
         kernel, strides = (size, size), (stride, stride)
         self.conv = nnx.Conv(inputs, outputs, kernel, strides, feature_group_count=groups, use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(outputs, epsilon=0.0, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.conv(x))
@@ -85,7 +105,7 @@ class ResNet18(nnx.Module):
 
 def resnet18() -> Built:
     """ResNet-18 (He et al. 2015)."""
-    return functional(1, ResNet18((4, 6, 8, 10), nnx.Rngs(0)), pictures(1, 2, 32, 32, 3))
+    return functional(1, partial(ResNet18, (4, 6, 8, 10)), pictures(1, 2, 32, 32, 3))
 
 
 class VGG(nnx.Module):
@@ -117,7 +137,7 @@ class VGG(nnx.Module):
 
 def vgg() -> Built:
     """VGG (Simonyan and Zisserman 2014), three stages, dropout off."""
-    return functional(2, VGG(((4, 5), (6, 7), (9, 8, 10)), nnx.Rngs(0)), pictures(2, 2, 16, 16, 3))
+    return functional(2, partial(VGG, ((4, 5), (6, 7), (9, 8, 10))), pictures(2, 2, 16, 16, 3))
 
 
 class TwoConvs(nnx.Module):
@@ -156,7 +176,7 @@ class UNet(nnx.Module):
 
 def unet() -> Built:
     """U-Net (Ronneberger et al. 2015), two levels, transposed convolutions."""
-    return functional(3, UNet(nnx.Rngs(0)), pictures(3, 2, 16, 16, 3))
+    return functional(3, UNet, pictures(3, 2, 16, 16, 3))
 
 
 class EncoderBlock(nnx.Module):
@@ -192,7 +212,7 @@ class Encoder(nnx.Module):
 def transformer_encoder() -> Built:
     """Transformer encoder in the manner of BERT (Devlin et al. 2018), two blocks of three heads."""
     words = jnp.asarray(np.random.default_rng(4).integers(0, 20, (2, 7)), jnp.int32)
-    return functional(4, Encoder(nnx.Rngs(0)), words)
+    return functional(4, Encoder, words)
 
 
 class InvertedResidual(nnx.Module):
@@ -232,7 +252,7 @@ class MobileNetV2(nnx.Module):
 
 def mobilenet_v2() -> Built:
     """MobileNetV2 (Sandler et al. 2018), five blocks."""
-    return functional(5, MobileNetV2(nnx.Rngs(0)), pictures(5, 2, 16, 16, 3))
+    return functional(5, MobileNetV2, pictures(5, 2, 16, 16, 3))
 
 
 class Recurrent(nnx.Module):
@@ -248,7 +268,7 @@ class Recurrent(nnx.Module):
 
 def gru() -> Built:
     """GRU (Cho et al. 2014): nnx.GRUCell in nnx.RNN."""
-    return functional(6, Recurrent(nnx.Rngs(0)), pictures(6, 2, 6, 5))
+    return functional(6, Recurrent, pictures(6, 2, 6, 5))
 
 
 class Autoencoder(nnx.Module):
@@ -272,7 +292,7 @@ class Autoencoder(nnx.Module):
 
 def autoencoder() -> Built:
     """Convolutional autoencoder (Masci et al. 2011) with a dense code."""
-    return functional(7, Autoencoder(nnx.Rngs(0)), pictures(7, 2, 12, 12, 1))
+    return functional(7, Autoencoder, pictures(7, 2, 12, 12, 1))
 
 
 class SqueezeExcite(nnx.Module):
@@ -309,7 +329,7 @@ class SqueezeExciteNet(nnx.Module):
 
 def squeeze_excite() -> Built:
     """SE-ResNet (Hu et al. 2017), three blocks."""
-    return functional(8, SqueezeExciteNet(nnx.Rngs(0)), pictures(8, 2, 12, 12, 3))
+    return functional(8, SqueezeExciteNet, pictures(8, 2, 12, 12, 3))
 
 
 NETWORKS = [

@@ -1,0 +1,235 @@
+"""What must hold of every network of the zoo, as functions: the masked network against the compacted one.
+
+A *case* is a network with its masks, an *index set* says which masks are enabled, a *draw* fills in all numbers.
+Networks are compiled without XLA's expensive passes: compiling is nearly all the time these tests take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskprune import Groups, Plan, count_params, effective_params, init_network, make_plan, shrink, trace
+from maskprune.groups import leaves_by_path
+
+from .entry import Built, Entry
+from .networks import BY_ID
+
+
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+Enabled = Mapping[str, np.ndarray]  # {group: bool[C]}
+
+
+class Draw(NamedTuple):
+    """Numbers for everything that a network takes."""
+
+    params: Any
+    state: Any
+    inputs: tuple[Any, ...]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return (self.params, *(() if self.state is None else (self.state,)), *self.inputs)
+
+    def cut(self, plan: Plan) -> Draw:
+        state = None if self.state is None else plan.cut(self.state, state=True)
+        return Draw(plan.cut(self.params), state, self.inputs)
+
+
+class Case(NamedTuple):
+    """A network and its masks."""
+
+    entry: Entry
+    built: Built
+    groups: Groups
+
+    @property
+    def stateful(self) -> bool:
+        return self.built.model_state is not None
+
+    @property
+    def ordinary(self) -> Draw:
+        """The network's own numbers, in float32."""
+        return Draw(self.built.params, self.built.model_state, self.built.inputs)
+
+    def shrunk(self, plan: Plan) -> Callable[..., Any]:
+        return shrink(self.built.apply, plan, stateful=self.stateful)
+
+
+@lru_cache(maxsize=4)
+def load(name: str) -> Case:
+    """Builds and traces the network with this id."""
+    entry = BY_ID[name]
+    built = entry.build()
+    return Case(entry, built, trace(built.apply, built.params, *built.inputs, model_state=built.model_state))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(function, compiler_options=FAST)
+
+
+def masked(function: Callable[..., Any], groups: Groups) -> Callable[..., Any]:
+    """`run(enabled, params, *rest)`: `function` on the parameters of the masked network. Compiles once for all sets."""
+
+    def run(enabled: Enabled, params: Any, *rest: Any) -> Any:
+        return function(effective(groups, enabled, params), *rest)
+
+    return run
+
+
+def effective(groups: Groups, enabled: Enabled, params: Any) -> Any:
+    return effective_params(dataclasses.replace(init_network(params, groups), enabled=dict(enabled)))
+
+
+# ----------------------------------------------------------------------------------------------------- index sets
+
+
+def index_set(seed: int, groups: Groups) -> dict[str, np.ndarray]:
+    """Random masks, at least one and not all of every group of two or more. Shares differ from set to set."""
+    rng = np.random.default_rng(seed)
+    share = (0.5, 0.8, 0.3)[seed % 3]
+    return {group.name: _some(rng, group.size, share) for group in groups}
+
+
+def without_a_group(seed: int, groups: Groups) -> dict[str, np.ndarray]:
+    """The same with every mask of one group disabled."""
+    enabled = index_set(seed, groups)
+    name = np.random.default_rng(seed).choice(sorted(enabled))
+    return {**enabled, str(name): np.zeros_like(enabled[name])}
+
+
+def _some(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
+    flags = rng.random(size) < share
+    on, off = rng.permutation(size)[:2] if size > 1 else (0, None)
+    flags[on] = True
+    if off is not None:
+        flags[off] = False
+    return flags
+
+
+# ---------------------------------------------------------------------------------------------------------- draws
+
+
+def wide(draw: Draw) -> Draw:
+    """The same numbers in float64; to be called with 64 bits enabled."""
+    cast = lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return Draw(*jax.tree.map(cast, tuple(draw)))
+
+
+def integers(seed: int, draw: Draw) -> Draw:
+    """Small integers in the place of all floating-point numbers, so that every sum is exact in any order.
+
+    Kernels are sparse, +1 and -1, a few for every output, so that numbers stay below 2**53 in deep networks; no slice
+    of one is all zero, so that a wrong cut cannot hide. Scales are -1, 1 or 2, running variances 1 or 4, whose square
+    roots are exact.
+    """
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        name = jax.tree_util.keystr(path[-2:], simple=True, separator="/").lower()
+        return jnp.asarray(_integers(rng, name, leaf.shape), leaf.dtype)
+
+    params, state = jax.tree_util.tree_map_with_path(fill, (draw.params, draw.state))
+    inputs = jax.tree_util.tree_map_with_path(
+        lambda _, x: jnp.asarray(rng.integers(-3, 4, x.shape), x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        draw.inputs,
+    )
+    return Draw(params, state, inputs)
+
+
+def _integers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if "var" in name:
+        return rng.choice([1, 4], shape)
+    if len(shape) < 2:
+        scales = any(word in name.rpartition("/")[2] for word in ("scale", "gamma", "weight"))
+        return rng.choice([-1, 1] if "closing" in name else [-1, 1, 2], shape) if scales else rng.integers(-2, 3, shape)
+    fan_in = np.prod(shape) / max(shape[0], shape[-1], 1)
+    filled = rng.random(shape) < 2 / max(fan_in, 1)
+    for axis in range(len(shape)):
+        others = tuple(n for n in range(len(shape)) if n != axis)
+        for position in np.flatnonzero(~filled.any(axis=others)):
+            where = [int(rng.integers(size)) for size in shape]
+            where[axis] = int(position)
+            filled[tuple(where)] = True
+    return filled * rng.choice([-1, 1], shape)
+
+
+# --------------------------------------------------------------------------------------------------------- checks
+
+
+def numbers(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+
+
+def largest(tree: Any) -> float:
+    return max((float(np.max(np.abs(x), initial=0.0)) for x in numbers(tree)), default=0.0)
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest absolute difference, over the largest number of `one`. Shapes and structures must be the same."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert [x.shape for x in numbers(one)] == [x.shape for x in numbers(other)]
+    assert all(np.isfinite(x).all() for x in numbers((one, other)))
+    worst = largest([a - b for a, b in zip(numbers(one), numbers(other), strict=True)])
+    return worst / (largest(one) or 1.0)
+
+
+def check_close(one: Any, other: Any, tolerance: float) -> None:
+    assert difference(one, other) <= tolerance
+
+
+def check_identical(one: Any, other: Any) -> None:
+    """No difference at all (zeros of either sign are the same: no sum tells them apart), and something to differ."""
+    assert difference(one, other) == 0
+    assert largest(one) > 0, "the output is all zero: nothing was tested"
+    assert largest(one) < 2**53, "the numbers outgrew float64's integers"
+
+
+def check_sizes(case: Case, enabled: Enabled, small: Draw) -> None:
+    """The cut arrays have the sizes that the slices of the groups say, counted here by themselves."""
+    for tree, cut, state in ((case.built.params, small.params, False), (case.built.model_state, small.state, True)):
+        after = leaves_by_path(cut)
+        for path, leaf in leaves_by_path(tree).items():
+            assert np.shape(after[path]) == _expected(case.groups, enabled, path, np.shape(leaf), state)
+    if case.groups.groups:
+        assert count_params(small.params) < count_params(case.built.params)
+
+
+def _expected(groups: Groups, enabled: Enabled, path: str, shape: tuple[int, ...], state: bool) -> tuple[int, ...]:
+    lost: dict[int, set[int]] = {axis: set() for axis in range(len(shape))}
+    for group, piece in groups.of_leaf(path):
+        if (piece.role == "state") == state:
+            gone = set(np.flatnonzero(~enabled[group.name]).tolist())
+            lost[piece.axis] |= {n for n, label in enumerate(piece.labels) if label in gone}
+    return tuple(size - len(lost[axis]) for axis, size in enumerate(shape))
+
+
+def check_equal(case: Case, enabled: Enabled, runs: Runs, *, tolerance: float, integer_tolerance: float = 0.0) -> None:
+    """Masked against compacted: bit for bit on integers where the network allows it, and on its own numbers."""
+    plan = make_plan(case.groups, enabled)
+    small_apply = compiled(case.shrunk(plan))
+    check_sizes(case, enabled, case.ordinary.cut(plan))
+    for draw in runs.draws:
+        expected, found = runs.masked(enabled, *draw.args), small_apply(*draw.cut(plan).args)
+        if draw is runs.exact:
+            check_identical(expected, found)
+        else:
+            check_close(expected, found, tolerance)
+
+
+class Runs:
+    """The masked network, compiled, and the draws it is tried on; `exact` is the one of integers, or None."""
+
+    def __init__(self, case: Case, *, double: bool, seed: int = 0) -> None:
+        convert = wide if double else lambda draw: draw
+        self.masked = compiled(masked(case.built.apply, case.groups))
+        self.exact = convert(integers(seed, case.ordinary)) if case.entry.integer else None
+        self.draws = [convert(case.ordinary), *([] if self.exact is None else [self.exact])]
