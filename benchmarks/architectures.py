@@ -1,4 +1,4 @@
-"""Five published picture classifiers in true size (224 x 224, 1000 classes), in Flax Linen, for timing the tracer.
+"""Published picture classifiers in true size (224 x 224, 1000 classes), in Flax Linen, for timing the tracer.
 
 Nothing is allocated: `build` gives shapes only. Batch norm uses its running statistics. Parameters are counted without
 running statistics, as the papers and torchvision do.
@@ -33,14 +33,16 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet50(nn.Module):
-    """ResNet-50 (He 2015), strides in the 3 x 3 convolutions: 25,557,032 parameters."""
+class ResNet(nn.Module):
+    """ResNet (He 2015), strides in the 3 x 3 convolutions. (3, 4, 6, 3) blocks make ResNet-50."""
+
+    blocks: tuple[int, int, int, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(BatchNorm()(nn.Conv(64, (7, 7), strides=2, padding=3, use_bias=False)(x)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for stage, blocks in enumerate((3, 4, 6, 3)):
+        for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 x = Bottleneck(64 * 2**stage, 2 if stage and not block else 1)(x)
         return nn.Dense(1000)(x.mean(axis=(1, 2)))
@@ -164,11 +166,13 @@ class VitB16(nn.Module):
 
 
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "resnet50": (ResNet50, 25_557_032),
+    "resnet50": (partial(ResNet, (3, 4, 6, 3)), 25_557_032),
     "densenet121": (DenseNet121, 7_978_856),
     "mobilenet_v2": (mobilenet_v2, 3_504_872),
     "efficientnet_b0": (efficientnet_b0, 5_288_548),
     "vit_b16": (VitB16, 86_567_656),
+    "resnet101": (partial(ResNet, (3, 4, 23, 3)), 44_549_160),
+    "resnet152": (partial(ResNet, (3, 8, 36, 3)), 60_192_808),
 }
 """Name to model and its published number of parameters."""
 

@@ -100,6 +100,7 @@ def cost(
     """Counts what a function costs, and what each mask would save.
 
     A loop of unknown length (`while`) counts once, of a choice (`cond`) the largest branch counts; `.notes` says so.
+    When a group has lost all its masks, the work that led up to it still counts, though a compiler may drop it.
 
     Args:
         apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)` where there is a state.
@@ -120,7 +121,7 @@ def cost(
         >>> found.parameters, found.multiply_adds, found.saves["a"]["multiply_adds"].tolist()
         (9, 36, [12, 12, 12])
     """
-    _check_sizes(params, inputs)
+    _check_sizes((params, inputs))
     if groups is None:
         groups = trace(apply, params, *inputs, model_state=model_state, rules=rules)
     flags = _checked(groups, enabled)
@@ -305,8 +306,8 @@ def _checked(groups: Groups, enabled: Mapping[str, Any] | None) -> dict[str, np.
     return {group.name: flags[group.name].astype(bool) for group in groups}
 
 
-def _check_sizes(params: Any, inputs: Any) -> None:
-    for leaf in jax.tree.leaves((params, inputs)):
+def _check_sizes(args: Any) -> None:
+    for leaf in jax.tree.leaves(args):
         if not all(isinstance(size, int) for size in np.shape(leaf)):
             raise ValueError(f"An argument has the symbolic shape {np.shape(leaf)}: give the sizes to count for.")
 
@@ -327,7 +328,7 @@ def _table(found: Cost) -> list[str]:
     """One row per group: masks, and the range of what one of them saves."""
     if not found.saves:
         return []
-    rows = [("group", "masks", "a mask saves: parameters", "multiply-adds")]
+    rows: list[tuple[str, ...]] = [("group", "masks", "a mask saves: parameters", "multiply-adds")]
     for group in found.sizes.groups:
         saves = found.saves[group.name]
         alive = saves["bytes"] > 0

@@ -109,14 +109,18 @@ def _leaf_axis(labels: Labels, leaf: Any, number: int, name: int, dead: float) -
 def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            where = "params" if path[0].idx == 0 else f"argument {path[0].idx}"
+            where = "`params`" if path[0].idx == 0 else f"argument {path[0].idx}"
+            what = f"The leaf `{leaf_path(path[1:])}` of {where}" if len(path) > 1 else f"Argument {path[0].idx}"
             raise TypeError(
-                f"The leaf `{leaf_path(path[1:])}` of {where} is a {type(leaf).__name__}, not an array: close "
-                "over what is no array (`lambda params, x: apply(params, x, train=False)`)."
+                f"{what} is a {type(leaf).__name__}, not an array: close over what is no array "
+                "(`lambda params, x: apply(params, x, train=False)`)."
             )
     try:
         jaxpr, output = to_jaxpr(apply, *args)
-    except jax.errors.JAXTypeError as error:  # concretization, non-static shapes, leaked tracers
+    except (
+        jax.errors.JAXTypeError,
+        jax.errors.JAXIndexError,
+    ) as error:  # concretization, non-static shapes, leaked tracers
         raise TypeError(
             "`apply` needs the value of an argument to decide what to do, so it cannot be traced. Close over settings "
             f"instead of passing them, and keep shapes independent of data. JAX says: {str(error).splitlines()[0]}"

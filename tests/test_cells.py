@@ -50,7 +50,8 @@ def test_split_of_fresh_cells_gives_rows_and_columns():
     rows, columns = cells.split(whole, 2, 3, "")
     where, atoms = cells.atoms(whole)
     for position in range(6):
-        assert set(atoms[where == position]) == {*cells.find(rows[[position // 3]]), *cells.find(columns[[position % 3]])}
+        parts = {*cells.find(rows[[position // 3]]), *cells.find(columns[[position % 3]])}
+        assert set(atoms[where == position]) == parts
 
 
 def test_merge_and_split_are_inverse():

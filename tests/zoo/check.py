@@ -117,8 +117,8 @@ def _some(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
 
 
 def wide(draw: Draw) -> Draw:
-    """The same numbers in float64; to be called with 64 bits enabled."""
-    cast = lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    """The same numbers in float64; to be used with 64 bits enabled."""
+    cast = lambda x: np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
     return Draw(*jax.tree.map(cast, tuple(draw)))
 
 
@@ -135,14 +135,14 @@ def integers(seed: int, draw: Draw) -> Draw:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         name = jax.tree_util.keystr(path[-2:], simple=True, separator="/").lower()
-        return jnp.asarray(_integers(rng, name, leaf.shape), leaf.dtype)
+        return _integers(rng, name, leaf.shape).astype(leaf.dtype)
 
     params, state = jax.tree_util.tree_map_with_path(fill, (draw.params, draw.state))
-    inputs = jax.tree_util.tree_map_with_path(
-        lambda _, x: jnp.asarray(rng.integers(-3, 4, x.shape), x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        draw.inputs,
-    )
-    return Draw(params, state, inputs)
+    return Draw(params, state, jax.tree.map(lambda x: _integer_input(rng, x), draw.inputs))
+
+
+def _integer_input(rng: np.random.Generator, x: Any) -> Any:
+    return rng.integers(-3, 4, x.shape).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _integers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

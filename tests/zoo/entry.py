@@ -60,11 +60,11 @@ def randomize(seed: int, tree: Any) -> Any:
         else:
             fan_in = np.prod(leaf.shape) / max(leaf.shape[-1], leaf.shape[0] if leaf.ndim == 2 else 1)
             values = rng.normal(0, 1.4 / np.sqrt(max(fan_in, 1.0)), leaf.shape)
-        return jnp.asarray(values, leaf.dtype)
+        return jnp.asarray(values.astype(leaf.dtype))  # cast in NumPy: JAX would compile a cast for every shape
 
     return jax.tree_util.tree_map_with_path(draw, tree)
 
 
 def pictures(seed: int, *shape: int) -> jax.Array:
     """Normal random numbers of this shape."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .entry import Built, randomize
@@ -151,7 +152,7 @@ def calm(params: Any) -> Any:
 
     def quarter(path: Any, leaf: jax.Array) -> jax.Array:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return leaf / 4 if "closing" in names and names[-1] == "scale" else leaf
+        return jnp.asarray(np.asarray(leaf) / 4) if "closing" in names and names[-1] == "scale" else leaf
 
     return jax.tree_util.tree_map_with_path(quarter, params)
 

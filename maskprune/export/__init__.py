@@ -1,0 +1,168 @@
+"""Writing a network for other programs, and reading it back.
+
+The ending of the file says what it becomes: a program with its weights (`.stablehlo`, `.onnx`) or the weights alone
+(`.safetensors`, `.orbax`). Knows no framework; ONNX and safetensors are optional packages, imported where used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from maskprune.export.arrays import Arrays as Arrays
+from maskprune.export.arrays import load_orbax, load_safetensors, save_orbax, save_safetensors
+from maskprune.export.programs import Uncovered, load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo
+from maskprune.export.symbolic import find_free
+from maskprune.plan import Plan
+
+
+class ExportError(RuntimeError):
+    """What was written does not compute what the function does, or cannot be written."""
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        path: The file, or for orbax the folder.
+        shapes: The shapes it takes, one for every input array, such as `"(n, h, w, 1)"`; none for weights alone.
+        note: Which sizes had to be fixed and why; "" if none.
+        difference: Largest difference from the function on the inputs, or None where they were abstract.
+    """
+
+    path: Path
+    shapes: tuple[str, ...] = ()
+    note: str = ""
+    difference: float | None = None
+
+
+PROGRAMS: dict[str, tuple[Callable[..., Path], Callable[[Path], Callable[..., Any]]]] = {
+    ".stablehlo": (save_stablehlo, load_stablehlo),
+    ".onnx": (save_onnx, load_onnx),
+}
+ARRAYS: dict[str, tuple[Callable[..., Path], Callable[..., Arrays]]] = {
+    ".safetensors": (save_safetensors, load_safetensors),
+    ".orbax": (save_orbax, load_orbax),
+}
+ENDINGS = (*PROGRAMS, *ARRAYS)
+EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "safetensors": "safetensors"}
+
+
+def export(
+    apply: Callable[..., Any],
+    params: Any,
+    path: str | Path,
+    *,
+    inputs: Sequence[Any] = (),
+    model_state: Any = None,
+    plan: Plan | None = None,
+    shapes: Sequence[str] | None = None,
+    tolerance: float = 1e-4,
+) -> Exported:
+    """Writes a network, reads it back and compares the two.
+
+    | ending | holds | needs |
+    | --- | --- | --- |
+    | `.stablehlo` | the program with its weights, for `jax.export` on CPU, CUDA or TPU | |
+    | `.onnx` | the program with its weights, opset 18 | `pip install "maskprune[onnx]"` |
+    | `.safetensors` | parameters and model state by path; the plan in the metadata | `pip install "maskprune[safetensors]"` |
+    | `.orbax` | parameters and model state as a checkpoint; the plan beside them | |
+
+    Programs take inputs of any batch, height and width where the function allows it. Where it does not (a dense layer
+    on flattened pictures, say), the smallest set of sizes is fixed, and `note` says which and why.
+
+    Args:
+        apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)`, small or not.
+        params: Its parameters.
+        path: File to write, whole or not at all; its ending decides. Missing folders are made.
+        inputs: For programs: sample inputs. Arrays are also run; `jax.ShapeDtypeStruct`s only say shapes.
+        model_state: Non-trained variables, where `apply` takes them.
+        plan: What was cut, kept beside the weights.
+        shapes: Shapes to allow, one for every input array, as in `jax.export.symbolic_shape`: `("n, 64, 64, 3",)`.
+            By default the freest that work.
+        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
+
+    Raises:
+        ValueError: The ending is unknown, `inputs` are missing, or the function does not run on them.
+        ImportError: The format needs a package that is not installed.
+        ExportError: Part of the function has no counterpart in the format, or what was written computes other numbers.
+    """
+    path = Path(path)
+    if path.suffix in ARRAYS:
+        _with_extras(path, lambda: ARRAYS[path.suffix][0](path, params, model_state, plan))
+        return Exported(path)
+    if path.suffix not in PROGRAMS:
+        raise ValueError(f"`{path}` ends in none of {', '.join(ENDINGS)}, so it does not say what to write.")
+    if not inputs:
+        raise ValueError(f"Give `inputs`, sample inputs or their shapes, to write `{path.name}`.")
+    stateful = apply if model_state is None else lambda params, *inputs: apply(params, model_state, *inputs)
+    program = portable(stateful, params)
+    free = find_free(program, inputs, shapes)
+    try:
+        _with_extras(path, lambda: PROGRAMS[path.suffix][0](path, program, free.structs))
+    except Uncovered as error:
+        raise ExportError(f"`{path.name}` cannot be written: {error} has no counterpart in ONNX here.") from error
+    return Exported(path, free.shapes, free.note, _check(path, program, inputs, tolerance))
+
+
+def load_program(path: str | Path) -> Callable[..., Any]:
+    """The function in a `.stablehlo` or `.onnx` file: `program(*inputs) -> output`, with its weights inside.
+
+    An ONNX program runs in onnxruntime and gives NumPy arrays: one, or a list.
+
+    Raises:
+        ValueError: The ending is another, or the file is damaged.
+        ImportError: ONNX's packages are not installed.
+    """
+    path = Path(path)
+    if path.suffix not in PROGRAMS:
+        raise ValueError(f"`{path}` is no program: those end in {' or '.join(PROGRAMS)}.")
+    return _with_extras(path, lambda: PROGRAMS[path.suffix][1](path))
+
+
+def load_arrays(path: str | Path, like: Arrays | None = None) -> Arrays:
+    """The weights in a `.safetensors` file or an `.orbax` folder: `(params, model_state, plan)`.
+
+    Args:
+        path: What `export` wrote.
+        like: Trees of (abstract) arrays to arrange the weights like, `Arrays(params, model_state)`. Without it they
+            come as nested dictionaries with text as keys, `"0"` where a list had 0.
+
+    Raises:
+        ValueError: The ending is another, the file is damaged, or a leaf of `like` is missing or has another shape.
+        ImportError: The format's package is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in ARRAYS:
+        raise ValueError(f"`{path}` holds no weights alone: those end in {' or '.join(ARRAYS)}.")
+    return _with_extras(path, lambda: ARRAYS[path.suffix][1](path, like))
+
+
+def _check(path: Path, program: Callable[..., Any], inputs: Sequence[Any], tolerance: float) -> float | None:
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
+        return None
+    expected = jax.tree.leaves(jax.jit(program)(*inputs))
+    found = jax.tree.leaves(load_program(path)(*inputs))
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(expected, found, strict=True)]
+    worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)
+    scale = max([1.0, *(float(np.max(np.abs(a), initial=0.0)) for a, _ in pairs)])
+    if not worst <= tolerance * scale:
+        path.unlink()
+        raise ExportError(f"`{path.name}` computed other numbers than the function, by {worst:.3g}; it was removed.")
+    return worst
+
+
+def _with_extras(path: Path, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except ImportError as error:
+        extra = EXTRAS.get(str(error.name).split(".")[0])
+        if extra is None:
+            raise
+        raise ImportError(
+            f'`{path.name}` needs the package `{error.name}`: pip install "maskprune[{extra}]"', name=error.name
+        ) from error

@@ -1,0 +1,92 @@
+"""Whole networks with their weights inside, as programs that run without this library: StableHLO and ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export as jax_export
+
+from maskprune.conv import conv2d
+from maskprune.files import replace_file
+from maskprune.plan import Plan
+from maskprune.rules import RULES
+from maskprune.shrink import shrink
+
+
+Program = Callable[..., Any]
+PLATFORMS = ("cpu", "cuda", "tpu")
+OWN = "conv2d_blocked"
+
+
+class Uncovered(ValueError):
+    """Part of a function that a format does not cover."""
+
+
+def portable(apply: Program, params: Any) -> Program:
+    """`program(*inputs)`: the function on these parameters, with XLA's convolution in place of this library's own.
+
+    The blocked form is made for training on a CPU; everywhere else, a convolution that says so runs better.
+    """
+
+    def program(*inputs: Any) -> Any:
+        run = lambda params, *inputs: apply(params, *inputs)
+        if OWN in str(jax.make_jaxpr(run)(params, *inputs)):
+            run = shrink(apply, Plan(()), rules={f"jit:{OWN}": RULES[f"jit:{OWN}"]._replace(shrink=_xla)})
+        return run(params, *inputs)
+
+    return program
+
+
+def _xla(site: Any, left: Any, kernel: Any) -> Any:
+    products = (e.params["precision"] for e in site.params["jaxpr"].eqns if e.primitive.name == "dot_general")
+    return conv2d(left, kernel, way="xla", precision=next(products, "highest"))
+
+
+def save_stablehlo(path: Path, program: Program, structs: Sequence[Any]) -> Path:
+    """Writes StableHLO for CPU, CUDA and TPU as `jax.export` serializes it."""
+    exported = jax_export.export(jax.jit(program), platforms=PLATFORMS)(*structs)
+    return replace_file(path, bytes(exported.serialize()))
+
+
+def load_stablehlo(path: Path) -> Program:
+    """Reads any function that `jax.export` serialized."""
+    try:
+        exported = jax_export.deserialize(bytearray(Path(path).read_bytes()))
+    except OSError:
+        raise
+    except Exception as error:  # the reader of the format raises nearly anything on other bytes
+        raise ValueError(f"`{path}` is no function exported by JAX, or it is damaged: {error}") from error
+    return jax.jit(exported.call)
+
+
+def save_onnx(path: Path, program: Program, structs: Sequence[Any]) -> Path:
+    """Writes an ONNX model."""
+    from maskprune.export.onnx_graph import to_onnx
+
+    return replace_file(path, to_onnx(program, structs).SerializeToString())
+
+
+def load_onnx(path: Path) -> Program:
+    """Reads any ONNX model, run by onnxruntime on the CPU: takes arrays in the order of its inputs."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(Path(path).read_bytes(), providers=["CPUExecutionProvider"])
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"`{path}` is no ONNX model that onnxruntime can run: {error}") from error
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Any) -> Any:
+        leaves = jax.tree.leaves(inputs)
+        if len(leaves) != len(names):
+            raise ValueError(f"The model takes {len(names)} arrays ({', '.join(names)}), not {len(leaves)}.")
+        found = session.run(None, dict(zip(names, map(np.asarray, leaves), strict=True)))
+        return found[0] if len(found) == 1 else list(found)
+
+    return run
