@@ -206,10 +206,8 @@ class _Search:
         network = self.state.network
         if not self.rules.layers:
             return []
-        names = [group.name for group in network.groups if group.name not in self.refused_layers]
-        return [
-            name for name in names if self.least[name] < network.groups[name].size and not why_no_bypass(network, name)
-        ]
+        allowed = [group.name for group in network.groups if self.rules.allows(group)]
+        return [name for name in allowed if name not in self.refused_layers and not why_no_bypass(network, name)]
 
     def _stop(self) -> str:
         limits, spent = self.limits, time.perf_counter() - self.began

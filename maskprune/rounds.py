@@ -67,9 +67,13 @@ class Rules:
                     )
         return {group.name: self._least(group) for group in groups}
 
-    def _least(self, group: Group) -> int:
+    def allows(self, group: Group) -> bool:
+        """Whether a group may lose masks at all."""
         inside = any(_touches(group, pattern) for pattern in self.only)
-        if not inside or any(_touches(group, pattern) for pattern in self.protect):
+        return inside and not any(_touches(group, pattern) for pattern in self.protect)
+
+    def _least(self, group: Group) -> int:
+        if not self.allows(group):
             return group.size
         return max(self.min_enabled, group.size - math.floor(self.share * group.size))
 
