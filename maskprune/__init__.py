@@ -29,6 +29,13 @@ from maskprune.cost import Cost as Cost
 from maskprune.cost import Latency as Latency
 from maskprune.cost import cost as cost
 from maskprune.cost import time_calls as time_calls
+from maskprune.export import Arrays as Arrays
+from maskprune.export import Exported as Exported
+from maskprune.export import ExportError as ExportError
+from maskprune.export import export as export
+from maskprune.export import export_saved as export_saved
+from maskprune.export import load_arrays as load_arrays
+from maskprune.export import load_program as load_program
 from maskprune.groups import Group as Group
 from maskprune.groups import Groups as Groups
 from maskprune.groups import Slice as Slice

@@ -97,8 +97,8 @@ def bypass(network: Network, name: str) -> Network:
     """
     if why := why_no_bypass(network, name):
         raise ValueError(f"Layer `{name}` cannot be bypassed: {why}.")
-    own = _own_slices(network, name)
-    kernel, reads, writes = _kernel(network, own)
+    own = own_slices(network, name)
+    kernel, reads, writes = kernel_of(network, own)
     leaves = leaves_by_path(network.params)
     masks, inputs = np.flatnonzero(network.enabled[name]), _enabled_inputs(network, kernel, reads)
     shape = leaves[kernel].shape
@@ -121,12 +121,12 @@ def bypass(network: Network, name: str) -> Network:
 
 def why_no_bypass(network: Network, name: str) -> str:
     """Why a layer cannot be bypassed, or ""."""
-    own = _own_slices(network, name)
+    own = own_slices(network, name)
     leaves = leaves_by_path(network.params)
     kernels = [path for path in own if leaves[path].ndim >= 2]
     if len(kernels) != 1 or any("bias" not in path.rpartition("/")[2] for path in own if path not in kernels):
         return f"it has the leaves {', '.join(own)}, and only a kernel with a bias is understood"
-    kernel, reads, writes = _kernel(network, own)
+    kernel, reads, writes = kernel_of(network, own)
     window = [size for axis, size in enumerate(leaves[kernel].shape) if axis not in (reads, writes)]
     if any(size % 2 == 0 for size in window):
         return f"its window is {window}, which has no middle"
@@ -138,11 +138,11 @@ def why_no_bypass(network: Network, name: str) -> str:
     return ""
 
 
-def _own_slices(network: Network, name: str) -> dict[str, Slice]:
+def own_slices(network: Network, name: str) -> dict[str, Slice]:
     return {piece.leaf: piece for piece in network.groups[name].with_role("out")}
 
 
-def _kernel(network: Network, own: Mapping[str, Slice]) -> tuple[str, int, int]:
+def kernel_of(network: Network, own: Mapping[str, Slice]) -> tuple[str, int, int]:
     """The kernel's leaf, the axis it reads (that of other masks' `in` slices, else the one beside), its own axis."""
     leaves = leaves_by_path(network.params)
     kernel = next(path for path in own if leaves[path].ndim >= 2)

@@ -6,15 +6,18 @@ it works for any function whose masks were traced. Knows no framework.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.alter import kernel_of, own_slices
+from maskprune.groups import leaves_by_path
 from maskprune.network import Network, Params, effective_params
-from maskprune.plan import make_plan
+from maskprune.plan import Dropped, make_plan
 from maskprune.reading import Rules
 from maskprune.shrink import ShrinkError, shrink
 
@@ -56,12 +59,31 @@ def compact(
             rounding.
     """
     plan = make_plan(network.groups, network.enabled, round_to=round_to)
+    params = effective_params(network)
+    plan = dataclasses.replace(plan, dropped=tuple(_identities(network, leaves_by_path(plan.cut(params)))))
     small_apply = shrink(apply, plan, stateful=model_state is not None, rules=rules)
-    small = plan.cut(effective_params(network))
+    small = plan.cut(params)
     if inputs and not plan.inexact:
         states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
         check_same(apply, network, small, *inputs, small_apply=small_apply, states=states, tolerance=tolerance)
     return small_apply, small
+
+
+def _identities(network: Network, small: dict[str, Any]) -> Iterator[Dropped]:
+    """The leaves of layers whose held masks only hand on what they read: see `bypass`."""
+    for group in network.groups:
+        own = own_slices(network, group.name)
+        kernels = [path for path in own if small[path].ndim >= 2]
+        held = np.all(np.asarray(network.frozen[group.name]) | ~np.asarray(network.enabled[group.name]))
+        if len(kernels) != 1 or not held or 0 in small[kernels[0]].shape:
+            continue
+        _, reads, writes = kernel_of(network, own)
+        shape = small[kernels[0]].shape
+        found = [
+            Dropped(p, small[p].shape, str(small[p].dtype), *((reads, writes) if p in kernels else ())) for p in own
+        ]
+        if shape[reads] == shape[writes] and all(np.array_equal(small[each.leaf], each.values()) for each in found):
+            yield from found
 
 
 def compact_params(network: Network) -> Params:

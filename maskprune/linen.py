@@ -1,8 +1,8 @@
 """Flax Linen modules as functions, and what a smaller module must be built with.
 
-A module and its variables become `(apply, params, model_state)`, plain dictionaries of arrays. The way back goes through
-the user's own fields: `widths` says what to build, `check_module` whether it was built right. Knows Flax and nothing of
-masks.
+A module and its variables become `(apply, params, model_state)`, plain dictionaries of arrays. The way back goes
+through the user's own fields: `widths` says what to build, `check_module` whether it was built right. Knows Flax and
+nothing of masks.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ COUNTING = (nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
 
 
 def _fit(layer: Any, before: Any) -> str:
-    """Sets the widths of a layer by its arrays. Returns the change in words if it is a norm, and "" if there is none."""
+    """Sets the widths of a layer by its arrays. Returns the change in words for a norm, "" where there is none."""
     for kinds, fit in FITS:
         if isinstance(layer, kinds):
             return fit(layer, before) or ""

@@ -39,6 +39,32 @@ class Cut(NamedTuple):
     state: bool = False
 
 
+class Dropped(NamedTuple):
+    """A leaf that is left out wholly: the kernel (`identity`) or the zero bias of a layer that was bypassed.
+
+    Attributes:
+        leaf: Path of the leaf.
+        shape: Its cut shape.
+        dtype: Its type, by name.
+        reads: Of a kernel the axis that reads channels, else -1.
+        writes: Of a kernel the axis that gives channels, else -1.
+    """
+
+    leaf: str
+    shape: tuple[int, ...]
+    dtype: str
+    reads: int = -1
+    writes: int = -1
+
+    def values(self) -> np.ndarray:
+        """What the leaf held: the identity in the middle of its window, or zeros."""
+        found = np.zeros(self.shape, self.dtype)
+        if self.reads >= 0:
+            table = np.moveaxis(found, (self.reads, self.writes), (-2, -1))
+            table[tuple(size // 2 for size in table.shape[:-2])] = np.eye(table.shape[-1])
+        return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Every axis that shrinks. Make it with `make_plan`.
@@ -46,10 +72,12 @@ class Plan:
     Attributes:
         cuts: One for every axis that loses positions.
         inexact: Whether it removes masks of groups that are not exact.
+        dropped: Leaves of bypassed layers, which become None.
     """
 
     cuts: tuple[Cut, ...]
     inexact: bool = False
+    dropped: tuple[Dropped, ...] = ()
 
     def cut(self, tree: Any, *, state: bool = False) -> Any:
         """The tree with every leaf cut.
@@ -64,7 +92,12 @@ class Plan:
         """
         mine = self._of(state)
         self._check(mine, leaves_by_path(tree))
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: _cut(leaf, mine.get(leaf_path(path), [])), tree)
+        gone = set() if state else {each.leaf for each in self.dropped}
+
+        def cut(path: Any, leaf: Any) -> Any:
+            return None if leaf_path(path) in gone else _cut(leaf, mine.get(leaf_path(path), []))
+
+        return jax.tree_util.tree_map_with_path(cut, tree)
 
     def cut_leaf(self, path: str, leaf: Any) -> Any:
         """An array of the shape of the parameter at `path`, such as its momentum, cut like it."""
@@ -78,8 +111,9 @@ class Plan:
         return tuple(sizes.get(axis, size) for axis, size in enumerate(shape))
 
     def to_json(self) -> str:
-        cuts = [cut._asdict() | {"kept": list(cut.kept)} for cut in self.cuts]
-        return json.dumps({"format": FORMAT, "inexact": self.inexact, "cuts": cuts}, indent=1)
+        cuts = [cut._asdict() for cut in self.cuts]
+        dropped = [each._asdict() for each in self.dropped]
+        return json.dumps({"format": FORMAT, "inexact": self.inexact, "cuts": cuts, "dropped": dropped}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -88,13 +122,15 @@ class Plan:
             found = json.loads(text)
             if found["format"] != FORMAT:
                 raise ValueError(f"it has the format {found['format']!r}, not {FORMAT!r}")
-            return cls(tuple(_read_cut(each) for each in found["cuts"]), bool(found["inexact"]))
+            dropped = tuple(Dropped(**{**each, "shape": tuple(each["shape"])}) for each in found["dropped"])
+            return cls(tuple(_read_cut(each) for each in found["cuts"]), bool(found["inexact"]), dropped)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"This text is no plan: {error}.") from error
 
     def __str__(self) -> str:
         rows = [("leaf", "axis", "from", "to")]
         rows += [(c.leaf + " (state)" * c.state, str(c.axis), str(c.size), str(len(c.kept))) for c in self.cuts]
+        rows += [(each.leaf, "all", "x".join(map(str, each.shape)), "none") for each in self.dropped]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(
             "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])

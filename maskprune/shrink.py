@@ -8,7 +8,7 @@ be traced again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from maskprune.groups import leaf_path
 from maskprune.labels import Axis, Labels, Value
-from maskprune.plan import Plan
+from maskprune.plan import Dropped, Plan
 from maskprune.reading import Reading, Rules, Scope, Tracer, find_rule, read_jaxpr, to_jaxpr, touched
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
@@ -48,10 +48,11 @@ def shrink(
     table = {**RULES, **(rules or {})}
 
     def small_apply(params: Any, *inputs: Any) -> Any:
+        params = _restored(plan, params)
         trees = (params, inputs[0]) if stateful else (params,)
         rest = inputs[1:] if stateful else inputs
         leaves, structure = jax.tree.flatten((trees, rest))
-        key = (structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        key = (structure, tuple((np.shape(leaf), _dtype(leaf)) for leaf in leaves))
         if (known := memory.get(key)) is None:
             known = _prepare(apply, plan, [_full(plan, t, bool(i)) for i, t in enumerate(trees)], rest, table)
             if not _leaks(known[0].reading.scope) and all(
@@ -64,10 +65,62 @@ def shrink(
     return small_apply
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Identity:
+    """A kernel that was dropped. A product with it is skipped; whatever else meets it gets the kernel itself."""
+
+    dropped: Dropped
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dropped.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.dropped.dtype)
+
+    def transposed(self, order: Sequence[int]) -> _Identity:
+        old = self.dropped
+        axes = order.index(old.reads), order.index(old.writes)
+        return _Identity(Dropped(old.leaf, tuple(old.shape[i] for i in order), old.dtype, *axes))
+
+
+def _restored(plan: Plan, params: Any) -> Any:
+    """The parameters with something in the place of every dropped leaf."""
+    dropped = {each.leaf: each for each in plan.dropped}
+
+    def restore(path: Any, leaf: Any) -> Any:
+        each = dropped.get(leaf_path(path)) if leaf is None else None
+        if each is None:
+            return leaf
+        return _Identity(each) if each.reads >= 0 else jnp.asarray(each.values())
+
+    return jax.tree_util.tree_map_with_path(restore, params, is_leaf=lambda leaf: leaf is None)
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+
+
+def _skipped(name: str, params: Mapping[str, Any], arrays: Sequence[Any], shape: tuple[Any, ...]) -> bool:
+    """Whether an equation multiplies with a dropped kernel in the way that hands on the other operand."""
+    if len(arrays) != 2 or not isinstance(arrays[1], _Identity) or np.shape(arrays[0]) != tuple(shape):
+        return False
+    kernel = arrays[1].dropped
+    if name == "dot_general":
+        (left, right), batch = params["dimension_numbers"]
+        return not any(batch) and tuple(left) == (len(shape) - 1,) and tuple(right) == (kernel.reads,)
+    if name == "conv_general_dilated":
+        read = params["dimension_numbers"].rhs_spec[1]
+        still = all(n == 1 for n in (*params["window_strides"], *params["lhs_dilation"], params["feature_group_count"]))
+        return still and read == kernel.reads
+    return name in ("jit", "pjit") and str(params["name"]).startswith("conv2d_")
+
+
 def _full(plan: Plan, tree: Any, state: bool) -> Any:
     def full(path: Any, leaf: Any) -> Any:
         shape = plan.full_shape(leaf_path(path), np.shape(leaf), state=state)
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+        return jax.ShapeDtypeStruct(shape, _dtype(leaf))
 
     return jax.tree_util.tree_map_with_path(full, tree)
 
@@ -182,9 +235,15 @@ class Shrunk:
         shapes = [_small(value.shape, kept) for value, kept in zip(values, outputs, strict=True)]
         if all(0 in shape for shape in shapes):
             return [jnp.zeros(s, var.aval.dtype) for s, var in zip(shapes, raw.outvars, strict=True)]
+        arrays = [get(atom) for atom in raw.invars]
+        if len(shapes) == 1 and _skipped(raw.primitive.name, raw.params, arrays, shapes[0]):
+            return arrays[:1]
+        if raw.primitive.name == "transpose" and isinstance(arrays[0], _Identity):
+            return [arrays[0].transposed(raw.params["permutation"])]
+        arrays = [jnp.asarray(a.dropped.values()) if isinstance(a, _Identity) else a for a in arrays]
         site = self._site(scope, position, raw, outputs, shapes)
         rule = find_rule(self.rules, raw)
-        found = (rebind if rule is None else rule.shrink)(site, *(get(atom) for atom in raw.invars))
+        found = (rebind if rule is None else rule.shrink)(site, *arrays)
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
     def _site(self, scope: Scope, position: int, raw: Any, outputs: list[Kept], shapes: list[Any]) -> Site:

@@ -109,8 +109,9 @@ def _leaf_axis(labels: Labels, leaf: Any, number: int, name: int, dead: float) -
 def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            where = "`params`" if path[0].idx == 0 else f"argument {path[0].idx}"
-            what = f"The leaf `{leaf_path(path[1:])}` of {where}" if len(path) > 1 else f"Argument {path[0].idx}"
+            number = leaf_path(path[:1])
+            where = "`params`" if number == "0" else f"argument {number}"
+            what = f"The leaf `{leaf_path(path[1:])}` of {where}" if len(path) > 1 else f"Argument {number}"
             raise TypeError(
                 f"{what} is a {type(leaf).__name__}, not an array: close over what is no array "
                 "(`lambda params, x: apply(params, x, train=False)`)."

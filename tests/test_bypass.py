@@ -11,6 +11,8 @@ from maskprune import (
     Rules,
     bypass,
     choose,
+    compact,
+    conv2d,
     disable,
     effective_params,
     freeze,
@@ -86,6 +88,29 @@ def test_compacting_takes_the_layer_out():
     assert fcn_size(network) == {"parameters": 27 + 3 + 27 + 1, "multiply_adds": 54}
 
 
+@pytest.mark.parametrize("way", ["xla", "blocked"])
+def test_compacting_any_function_takes_the_layer_out(way):
+    model = models.fcn((1, 3), kernel=3, convolution=lambda x, k, b: conv2d(x, k, b, way=way))
+    network = bypass(fcn_network((1, 3))[1], "conv1")
+    small_apply, small = compact(model.apply, network, PICTURES)
+    assert small["conv1"] == {"kernel": None, "bias": None}
+    found = str(jax.make_jaxpr(small_apply)(small, PICTURES))
+    assert found.count({"xla": "conv_general_dilated[", "blocked": "name=conv2d_blocked"}[way]) == 2
+    np.testing.assert_array_equal(small_apply(small, PICTURES), model.apply(effective_params(network), PICTURES))
+    larger = jnp.ones((3, 20, 11, 1))
+    np.testing.assert_allclose(jax.jit(small_apply)(small, larger), model.apply(small_fcn(network), larger), rtol=1e-6)
+
+
+def test_a_dropped_layer_that_is_not_just_a_product_is_put_back():
+    """The kernel is used twice, once not as a product: the function must see it as it was."""
+    model, network = fcn_network((1, 3))
+    network = bypass(network, "conv1")
+    apply = lambda p, x: model.apply(p, x) + p["conv1"]["kernel"].sum()
+    small_apply, small = compact(apply, network, PICTURES)
+    assert small["conv1"]["kernel"] is None
+    np.testing.assert_allclose(small_apply(small, PICTURES), apply(effective_params(network), PICTURES), rtol=1e-6)
+
+
 def test_only_exact_identities_are_dropped():
     model, network = fcn_network((1, 3))
     params = jax.tree.map(jnp.asarray, compact_params(bypass(network, "conv1")))
@@ -140,6 +165,10 @@ def test_dense_layers_and_other_layouts():
     network = bypass(without(network, a=[1], b=[3]), "b")
     expected = jnp.dot(jax.nn.relu(jnp.dot(x, params["a"]["w"].T))[:, np.array([0, 2, 3])], params["z"][:3])
     np.testing.assert_allclose(apply(effective_params(network), x), expected, rtol=1e-6)
+    small_apply, small = compact(apply, network, x)
+    assert small["b"] == {"w": None, "bias": None} and small["a"]["w"].shape == (3, 3)
+    assert str(jax.make_jaxpr(small_apply)(small, x)).count("dot_general") == 2
+    np.testing.assert_allclose(small_apply(small, x), expected, rtol=1e-6)
 
 
 def idle(key, state):

@@ -107,6 +107,14 @@ def test_what_a_choice_saves_follows_the_branch_that_is_then_the_largest():
     assert [found.saves[name]["multiply_adds"].tolist() for name in ("one", "two")] == [[0, 0, 0], [5, 5]]
 
 
+def test_the_last_mask_takes_everything_along():
+    apply, params = (lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]), {"a": shape(4, 3), "b": shape(3, 2)}
+    found = cost(apply, params, shape(5, 4), enabled={"a": np.array([False, True, False])})
+    assert (found.parameters, found.multiply_adds) == (4 + 2, 5 * (4 + 2))
+    assert found.saves["a"]["parameters"].tolist() == [0, 6, 0]
+    assert found.saves["a"]["multiply_adds"].tolist() == [0, 30, 0]
+
+
 def test_what_nobody_needs_or_what_is_known_in_advance_is_free():
     unused = lambda w, x: (x @ w, (x @ w) @ w)[0]
     assert multiply_adds(unused, shape(4, 4), shape(3, 4)) == 3 * 16
@@ -132,8 +140,7 @@ ZOO = (
     "unet-plain",  # concatenation
     "espcn-plain",  # pixel shuffle
     "resnext-linen",  # grouped convolutions
-    "mobilenet_v2-linen",  # depthwise convolutions, squeeze and excitation
-    "densenet-linen",
+    "mobilenet_v2-linen",  # depthwise convolutions
     "vit-linen",
     "gru_scan-plain",
     "weight_standardized-plain",  # products of weights alone
@@ -194,7 +201,7 @@ def test_the_formula_in_jax_is_the_exact_one_and_compiles():
 
 
 def test_the_size_is_that_of_the_compacted_network(rng):
-    model = models.fcn((4, 3))
+    model = models.fcn((4, 3), convolution=partial(conv2d, way="xla"))
     network = init_network(model.init(jax.random.key(0)), model.groups)
     network.enabled["conv1"] = jnp.asarray([True, False, True, True])
     pictures = jnp.asarray(rng.uniform(size=(1, 8, 8, 1)), jnp.float32)

@@ -18,7 +18,7 @@ PACKAGE = REPOSITORY / "maskprune"
 FLOORS = {
     1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
-    3: {"alter", "plan", "shrink", "compact", "hold", "soap", "sizes", "cost", "export", "nnx", "linen"},
+    3: {"alter", "plan", "shrink", "compact", "hold", "soap", "sizes", "cost", "export", "rebuilt", "nnx", "linen"},
     4: {"train", "start", "handover", "task", "select", "population"},
     5: {
         "minimize",
@@ -34,6 +34,7 @@ FLOORS = {
         "record",
         "display",
         "testing",
+        "__main__",
     },
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -56,7 +57,7 @@ KNOWS_NO_LIBRARY = {
 }
 LIBRARY_ROOMS = {
     "flax": {"models", "nnx", "linen"},
-    "PIL": {"data", "report", "visualize", "_canvas", "_charts"},
+    "PIL": {"data", "__main__", "report", "visualize", "_canvas", "_charts"},
     "skimage": {"data", "report", "visualize", "metrics", "quality"},
     "matplotlib": {"report", "visualize", "_canvas", "_charts"},
 }

@@ -73,9 +73,9 @@ GOOD = {"leaf": "a", "axis": 0, "size": 3, "kept": [0, 2], "state": False}
         "",
         "[]",
         "{}",
-        json.dumps({"format": "maskprune plan 2", "inexact": False, "cuts": []}),
+        json.dumps({"format": "maskprune plan 2", "inexact": False, "cuts": [], "dropped": []}),
         *(
-            json.dumps({"format": "maskprune plan 1", "inexact": False, "cuts": [{**GOOD, **wrong}]})
+            json.dumps({"format": "maskprune plan 1", "inexact": False, "cuts": [{**GOOD, **wrong}], "dropped": []})
             for wrong in (
                 {"kept": [2, 0]},
                 {"kept": [0, 3]},
@@ -85,13 +85,15 @@ GOOD = {"leaf": "a", "axis": 0, "size": 3, "kept": [0, 2], "state": False}
                 {"kept": None},
             )
         ),
-        json.dumps({"format": "maskprune plan 1", "inexact": False, "cuts": [{"leaf": "a"}]}),
+        json.dumps({"format": "maskprune plan 1", "inexact": False, "cuts": [{"leaf": "a"}], "dropped": []}),
     ],
 )
 def test_a_text_that_is_no_plan(text):
     with pytest.raises(ValueError, match="This text is no plan"):
         Plan.from_json(text)
-    assert Plan.from_json(json.dumps({"format": "maskprune plan 1", "inexact": False, "cuts": [GOOD]})).cuts
+    assert Plan.from_json(
+        json.dumps({"format": "maskprune plan 1", "inexact": False, "cuts": [GOOD], "dropped": []})
+    ).cuts
 
 
 @pytest.mark.parametrize(("enabled", "to", "left"), [(3, 4, 4), (4, 4, 4), (5, 4, 8), (9, 4, 10), (0, 4, 0), (7, 1, 7)])

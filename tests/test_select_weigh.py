@@ -21,9 +21,8 @@ def nothing(enabled):
 @pytest.mark.parametrize(
     "selector",
     [
-        select.weigh(select.standardize(select.magnitude()), by_size),
+        select.weigh(select.standardize(select.magnitude()), by_size, strength=0.5),
         select.weigh(select.reverse(select.magnitude()), nothing),
-        select.weigh(select.magnitude(), by_size, strength=0.5),
     ],
 )
 def test_contract(selector):

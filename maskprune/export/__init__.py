@@ -17,6 +17,7 @@ from maskprune.export.arrays import Arrays as Arrays
 from maskprune.export.arrays import load_orbax, load_safetensors, save_orbax, save_safetensors
 from maskprune.export.programs import Uncovered, load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo
 from maskprune.export.symbolic import find_free
+from maskprune.models.saved import load
 from maskprune.plan import Plan
 
 
@@ -166,3 +167,29 @@ def _with_extras(path: Path, work: Callable[[], Any]) -> Any:
         raise ImportError(
             f'`{path.name}` needs the package `{error.name}`: pip install "maskprune[{extra}]"', name=error.name
         ) from error
+
+
+def export_saved(network: str | Path, folder: str | Path, formats: Sequence[str] | None = None) -> list[Exported]:
+    """Writes a saved FCN (`models.save`) as `network.stablehlo` and so on, named as the file.
+
+    Args:
+        network: What `models.save` wrote, such as the `network.npz` of a search.
+        folder: Where to write.
+        formats: Some of `"stablehlo"`, `"onnx"`, `"safetensors"`, `"orbax"`. By default all whose packages are
+            installed.
+
+    Raises:
+        ValueError: The file is no saved network, or a format is unknown.
+        ImportError: A format that was asked for needs a package that is not installed.
+    """
+    apply, params = load(network)
+    channels = next(iter(params.values()))["kernel"].shape[2]
+    inputs = [np.random.default_rng(0).random((1, 32, 48, channels), np.float32)]
+    written = []
+    for name in [ending[1:] for ending in ENDINGS] if formats is None else formats:
+        try:
+            written.append(export(apply, params, Path(folder) / f"{Path(network).stem}.{name}", inputs=inputs))
+        except ImportError as error:
+            if formats is not None or str(error.name).split(".")[0] not in EXTRAS:
+                raise
+    return written

@@ -5,7 +5,6 @@ Both hold the parameters and the model state as nested dictionaries with text as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,5 +129,3 @@ def _like(found: Any, wanted: Any, path: Any) -> Any:
         return leaves[name]
 
     return jax.tree_util.tree_map_with_path(pick, wanted)
-
-

@@ -108,10 +108,12 @@ class Graph:
         known |= {var: _known(const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
 
         def get(atom: Any) -> Any:
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, jex.Literal) else known[atom]
+            return np.asarray(atom.val, jnp.result_type(atom.aval)) if isinstance(atom, jex.Literal) else known[atom]
 
         for equation in jaxpr.eqns:
-            known.update(zip(equation.outvars, self._equation(equation, [get(a) for a in equation.invars]), strict=True))
+            known.update(
+                zip(equation.outvars, self._equation(equation, [get(a) for a in equation.invars]), strict=True)
+            )
         return [get(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, inputs: list[Any]) -> list[Any]:
@@ -120,7 +122,7 @@ class Graph:
             inner = equation.params[INLINE[name]]
             body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             return self.run(body, consts, inputs)
-        if all(isinstance(value, np.ndarray) for value in inputs) and _fixed(equation.outvars):
+        if name != "dim_as_value" and all(isinstance(v, np.ndarray) for v in inputs) and _fixed(equation.outvars):
             found = equation.primitive.bind(*map(jnp.asarray, inputs), **equation.params)
             return [_known(array) for array in (found if equation.primitive.multiple_results else [found])]
         try:
@@ -128,7 +130,7 @@ class Graph:
                 raise Uncovered(f"the primitive `{name}`")
             found = RULES[name](self, equation, *inputs)
         except Uncovered as error:
-            raise Uncovered(f"{error} (at {source_line(equation)})" if "(at " not in str(error) else str(error)) from None
+            raise Uncovered(f"{error} (at {source_line(equation)})") from None
         return found if isinstance(found, list) else [found]
 
 

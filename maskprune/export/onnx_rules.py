@@ -17,6 +17,8 @@ from onnx import helper
 
 from maskprune.export.programs import Uncovered
 
+
+
 Rule = Callable[..., Any]
 
 # Functions within functions, by the parameter that holds them.
@@ -54,7 +56,9 @@ def with_one(kind: str, first: str) -> Rule:
         one = np.ones((), equation.outvars[0].aval.dtype)
         if first == "Add":
             return graph.op(kind, graph.op("Add", value, one))
-        return graph.op("Sub", graph.op(kind, value), one) if first == "" else graph.op("Sub", one, graph.op(kind, value))
+        return (
+            graph.op("Sub", graph.op(kind, value), one) if first == "" else graph.op("Sub", one, graph.op(kind, value))
+        )
 
     return rule
 
@@ -242,9 +246,17 @@ def cumsum(graph: Any, equation: Any, value: Any) -> Any:
 def dot_general(graph: Any, equation: Any, left: Any, right: Any) -> Any:
     (sum_left, sum_right), (batch_left, batch_right) = equation.params["dimension_numbers"]
     ranks = [len(atom.aval.shape) for atom in equation.invars]
-    plain = not batch_left and ranks[0] > 1 and ranks[1] == 2 and (tuple(sum_left), tuple(sum_right)) == ((ranks[0] - 1,), (0,))
+    plain = (
+        not batch_left
+        and ranks[0] > 1
+        and ranks[1] == 2
+        and (tuple(sum_left), tuple(sum_right)) == ((ranks[0] - 1,), (0,))
+    )
     dtype = equation.outvars[0].aval.dtype
-    left, right = (v if a.aval.dtype == dtype else cast(graph, v, dtype) for v, a in zip((left, right), equation.invars, strict=True))
+    left, right = (
+        v if a.aval.dtype == dtype else cast(graph, v, dtype)
+        for v, a in zip((left, right), equation.invars, strict=True)
+    )
     if plain:
         return graph.op("MatMul", left, right)
     letters = iter(string.ascii_lowercase)
@@ -368,11 +380,21 @@ UNARY = {
     "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg",
     "sign": "Sign", "floor": "Floor", "ceil": "Ceil", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin",
     "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh", "erf": "Erf", "copy": "Identity",
-    "copy_p": "Identity",
+    "copy_p": "Identity", "stop_gradient": "Identity",
 }  # fmt: skip
 BINARY = {
-    "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "pow": "Pow",
-    "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual",
+    "add": "Add",
+    "add_any": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "min": "Min",
+    "pow": "Pow",
+    "eq": "Equal",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
 }
 LOGICAL = {"and": "And", "or": "Or", "xor": "Xor", "not": "Not"}  # fmt: skip
 

@@ -76,7 +76,7 @@ def _try(function: Callable[..., Any], inputs: Sequence[Any], spec: _Spec) -> tu
     try:
         jax.eval_shape(function, *jax.tree.unflatten(structure, structs))
     except Exception as error:  # whatever a function does with a size that is no number
-        return None, next(iter(str(error).splitlines()), type(error).__name__)
+        return None, next(iter(str(error).splitlines()), type(error).__name__)[:200]
     return Free(jax.tree.unflatten(structure, structs), tuple(f"({shape})" for shape in shapes), ""), ""
 
 

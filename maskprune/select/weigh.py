@@ -26,8 +26,7 @@ def weigh(selector: Selector, saving: Callable[[Flags], Flags], *, strength: flo
     So of two equal scores the mask that saves more goes first, whatever their sign; a negative score still goes before
     0, and 0 before a positive one; and scaling all scores changes nothing. Shifting them does: the zero of the scores
     should mean "worth nothing", as it does for `magnitude`, `taylor` and `activation`. After `standardize` it means
-    "average": then masks below average go the earlier, and masks above it the later, the more they differ from it per
-    unit saved, and an average one stays where it is whatever it saves.
+    "average": saving much still moves every mask forward, but none from above average to below it.
 
     Args:
         selector: Whose scores to weigh.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from maskprune import Groups, Plan, count_params, effective_params, init_network, make_plan, shrink, trace
 from maskprune.groups import leaves_by_path
@@ -152,7 +153,7 @@ def _integers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np
         scales = any(word in name.rpartition("/")[2] for word in ("scale", "gamma", "weight"))
         return rng.choice([-1, 1] if "closing" in name else [-1, 1, 2], shape) if scales else rng.integers(-2, 3, shape)
     fan_in = np.prod(shape) / max(shape[0], shape[-1], 1)
-    filled = rng.random(shape) < 2 / max(fan_in, 1)
+    filled = rng.random(shape) < 4 / max(fan_in, 1)
     for axis in range(len(shape)):
         others = tuple(n for n in range(len(shape)) if n != axis)
         for position in np.flatnonzero(~filled.any(axis=others)):
@@ -212,24 +213,116 @@ def _expected(groups: Groups, enabled: Enabled, path: str, shape: tuple[int, ...
     return tuple(size - len(lost[axis]) for axis, size in enumerate(shape))
 
 
-def check_equal(case: Case, enabled: Enabled, runs: Runs, *, tolerance: float, integer_tolerance: float = 0.0) -> None:
+class Runs:
+    """The masked network, compiled, and its draws: its own numbers, and integers where they are exact."""
+
+    def __init__(self, case: Case, *, double: bool = True) -> None:
+        self.masked = compiled(masked(case.built.apply, case.groups))
+        convert = wide if double else lambda draw: draw
+        self.ordinary = convert(case.ordinary)
+        self.exact = [convert(integers(seed, case.ordinary)) for seed in range(6)] if case.entry.integer else []
+
+    def alive(self, enabled: Enabled) -> Draw | None:
+        """The first draw of integers with which the masked network gives more than zeros: ReLUs may all be off."""
+        return next((draw for draw in self.exact if largest(self.masked(enabled, *draw.args)) > 0), None)
+
+
+def check_equal(case: Case, enabled: Enabled, runs: Runs, tolerance: float) -> None:
     """Masked against compacted: bit for bit on integers where the network allows it, and on its own numbers."""
     plan = make_plan(case.groups, enabled)
     small_apply = compiled(case.shrunk(plan))
     check_sizes(case, enabled, case.ordinary.cut(plan))
-    for draw in runs.draws:
-        expected, found = runs.masked(enabled, *draw.args), small_apply(*draw.cut(plan).args)
-        if draw is runs.exact:
-            check_identical(expected, found)
-        else:
-            check_close(expected, found, tolerance)
+    own = runs.ordinary
+    check_close(runs.masked(enabled, *own.args), small_apply(*own.cut(plan).args), tolerance)
+    if runs.exact:
+        draw = runs.alive(enabled)
+        assert draw is not None, "the outputs are all zero: nothing was tested"
+        check_identical(runs.masked(enabled, *draw.args), small_apply(*draw.cut(plan).args))
 
 
-class Runs:
-    """The masked network, compiled, and the draws it is tried on; `exact` is the one of integers, or None."""
+def check_gradients(case: Case, enabled: Enabled, draw: Draw, tolerance: float) -> None:
+    """Of a random weighting of the outputs: the compact gradients are those of the kept entries, the others zero."""
+    plan = make_plan(case.groups, enabled)
+    big = compiled(jax.grad(weighted(masked(case.built.apply, case.groups)), argnums=1))(enabled, *draw.args)
+    small = compiled(jax.grad(weighted(case.shrunk(plan))))(*draw.cut(plan).args)
+    assert largest(small) > 0
+    check_close(plan.cut(big), small, tolerance)
+    gone = jax.tree.map(jnp.subtract, big, effective(case.groups, enabled, big))
+    assert largest(gone) == 0, "a disabled entry has a gradient"
 
-    def __init__(self, case: Case, *, double: bool, seed: int = 0) -> None:
-        convert = wide if double else lambda draw: draw
-        self.masked = compiled(masked(case.built.apply, case.groups))
-        self.exact = convert(integers(seed, case.ordinary)) if case.entry.integer else None
-        self.draws = [convert(case.ordinary), *([] if self.exact is None else [self.exact])]
+
+def weighted(function: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """The sum of all outputs, each number with a random weight of its own."""
+
+    def loss(*args: Any) -> jax.Array:
+        rng = np.random.default_rng(7)
+        outputs = jax.tree.leaves(function(*args))
+        return jnp.asarray(sum(jnp.sum(out * rng.normal(size=out.shape).astype(out.dtype)) for out in outputs))
+
+    return loss
+
+
+def check_training(case: Case, enabled: Enabled, draw: Draw, tolerance: float) -> None:
+    """Batch norm in training mode: outputs and new statistics."""
+    assert case.built.train_apply is not None
+    plan = make_plan(case.groups, enabled)
+    output, state = compiled(masked(case.built.train_apply, case.groups))(enabled, *draw.args)
+    small_apply = compiled(shrink(case.built.train_apply, plan, stateful=True))
+    small_output, small_state = small_apply(*draw.cut(plan).args)
+    check_close(output, small_output, tolerance)
+    check_close(plan.cut(state, state=True), small_state, tolerance)
+    assert difference(draw.state, state) > 0
+
+
+def check_adam(case: Case, enabled: Enabled, draw: Draw, tolerance: float) -> None:
+    """A step, everything cut in between, and a step of both: parameters and moments are those of the kept entries."""
+    plan, optimizer = make_plan(case.groups, enabled), optax.adam(0.01)
+
+    def stepper(run: Callable[..., Any]) -> Callable[..., Any]:
+        def step(params: Any, opt_state: Any, *rest: Any) -> Any:
+            grads = jax.grad(weighted(run))(params, *rest)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        return compiled(step)
+
+    def cut(params: Any, opt_state: Any) -> Any:
+        adam, *rest = opt_state
+        return plan.cut(params), (adam._replace(mu=plan.cut(adam.mu), nu=plan.cut(adam.nu)), *rest)
+
+    big = stepper(lambda *args: masked(case.built.apply, case.groups)(enabled, *args))
+    rest, small_rest = draw.args[1:], draw.cut(plan).args[1:]
+    now = big(draw.params, optimizer.init(draw.params), *rest)
+    small = stepper(case.shrunk(plan))(*cut(*now), *small_rest)
+    check_close(cut(*big(*now, *rest)), small, tolerance)
+    assert difference(cut(*now)[0], small[0]) > 0
+
+
+def check_second_round(case: Case, seed: int, draw: Draw, tolerance: float) -> None:
+    """The compacted function is traced and compacted again: the same masks, less those that are gone."""
+    first = make_plan(case.groups, index_set(seed, case.groups))
+    once, small = case.shrunk(first), draw.cut(first)
+    groups = trace(once, small.params, *small.inputs, model_state=small.state)
+    left = {group.name: sum(index_set(seed, case.groups)[group.name]) for group in case.groups}
+    assert sum(group.size for group in groups) <= sum(left.values())
+    assert sum(group.size for group in groups) >= sum(count for count in left.values() if count > 1)
+    enabled = index_set(seed + 1, groups)
+    second = make_plan(groups, enabled)
+    twice = compiled(shrink(once, second, stateful=case.stateful))
+    expected = compiled(masked(once, groups))(enabled, *small.args)
+    check_close(expected, twice(*small.cut(second).args), tolerance)
+    assert count_params(small.cut(second).params) < count_params(small.params)
+
+
+def removed_by_each_mask(case: Case) -> list[list[int]]:
+    """For every group how many numbers, statistics too, go with each mask alone; all sorted."""
+    total = lambda draw: count_params((draw.params, draw.state))
+    found = []
+    for group in case.groups:
+        counts = []
+        for mask in range(group.size):
+            enabled = {each.name: np.ones(each.size, bool) for each in case.groups}
+            enabled[group.name][mask] = False
+            counts.append(total(case.ordinary) - total(case.ordinary.cut(make_plan(case.groups, enabled))))
+        found.append(sorted(counts))
+    return sorted(found)

@@ -51,7 +51,7 @@ def randomize(seed: int, tree: Any) -> Any:
 
     def draw(path: Any, leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
+            return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         name = jax.tree_util.keystr(path[-1:], simple=True, separator="/").lower()
         if "var" in name or "scale" in name or "gamma" in name:
             values = rng.uniform(0.5, 1.5, leaf.shape)

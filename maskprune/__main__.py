@@ -1,0 +1,179 @@
+"""Running and exporting networks from the command line.
+
+python -m maskprune apply network.npz photo.jpg edges.png
+python -m maskprune apply network.npz photos/ more.png results/
+python -m maskprune export network.npz folder/ --formats onnx stablehlo
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+# jax is imported below, inside functions, so that --help answers at once.
+
+Format = Literal["stablehlo", "onnx", "safetensors", "orbax"]
+FORMATS: tuple[Format, ...] = ("stablehlo", "onnx", "safetensors", "orbax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """Run a network on pictures. Colour becomes grey as in training; results are 8-bit grey, cut to [0, 1]."""
+
+    network: tyro.conf.Positional[Path]
+    """network.npz of a search, or an exported .stablehlo or .onnx file."""
+    paths: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PICTURE [PICTURE ...] OUT"), tyro.conf.Positional]
+    """Pictures of any size, or folders of them; last, the file to write, or for several pictures the folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a saved network for other programs."""
+
+    network: tyro.conf.Positional[Path]
+    """network.npz of a search."""
+    folder: tyro.conf.Positional[Path]
+    """Where to write network.stablehlo and so on."""
+    formats: tuple[Format, ...] | None = None
+    """Default: all whose packages are installed."""
+
+
+def apply(config: Apply) -> list[Path]:
+    """Runs the network on every picture. Returns what was written; pictures that cannot be read are named and skipped.
+
+    Raises:
+        ValueError: There is nothing to do, the network is none, or it does not turn one grey picture into another.
+        FileNotFoundError: A path does not exist.
+    """
+    from maskprune.data.pictures import Skipped, read_picture
+
+    jobs = _jobs(config.paths)
+    network = load_network(config.network)
+    written, skipped = [], Counter[str]()
+    for source, target in jobs:
+        try:
+            picture = read_picture(source)
+        except Skipped as error:
+            skipped[error.reason] += 1
+            print(f"{source}: skipped, {error.reason}", file=sys.stderr)
+            continue
+        _write_picture(target, _run(network, picture, source))
+        written.append(target)
+    if not written:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
+        raise ValueError(f"None of the pictures could be read: {reasons}.")
+    return written
+
+
+def export(config: Export) -> list[Path]:
+    """Writes the formats, each checked by running it. Returns what was written.
+
+    Raises:
+        ValueError: The file is no saved network.
+        ImportError: A format that was asked for needs a package that is not installed.
+    """
+    from maskprune.export import export_saved
+
+    written = []
+    for found in export_saved(config.network, config.folder, config.formats):
+        takes = f", takes {', '.join(found.shapes)}" if found.shapes else ""
+        print(f"{found.path}{takes}{'; ' + found.note if found.note else ''}")
+        written.append(found.path)
+    return written
+
+
+def load_network(path: Path) -> Callable[[Any], Any]:
+    """`network(pictures) -> pictures` from any of the files that hold a whole network.
+
+    Raises:
+        ValueError: The file is none of them.
+    """
+    from maskprune import models
+    from maskprune.export import PROGRAMS, load_program
+
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path}` is no file: give a network.npz, or an exported .stablehlo or .onnx file.")
+    if path.suffix in PROGRAMS:
+        return load_program(path)
+    function, params = models.load(path)
+    return lambda pictures: function(params, pictures)
+
+
+def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
+    """Pairs of a picture and where its result goes."""
+    from maskprune.data.pictures import find_pictures
+
+    if len(paths) < 2:
+        raise ValueError("Give at least one picture, and last the file or folder to write.")
+    *given, out = paths
+    jobs: list[tuple[Path, Path]] = []
+    for path in given:
+        if path.is_dir():
+            jobs += [(found, out / found.relative_to(path).with_suffix(".png")) for found in find_pictures(path)]
+        elif path.exists():
+            jobs.append((path, out / f"{path.stem}.png"))
+        else:
+            raise FileNotFoundError(f"`{path}` does not exist: give pictures or folders of pictures.")
+    if not jobs:
+        raise ValueError(f"There are no pictures in {', '.join(map(str, given))}.")
+    if len(given) == 1 and not given[0].is_dir() and not out.is_dir():
+        return [(given[0], out if out.suffix else out / f"{given[0].stem}.png")]
+    if out.suffix and not out.is_dir():
+        raise ValueError(f"`{out}` is to hold several pictures: give a folder, not a file name.")
+    _check_distinct(jobs)
+    return jobs
+
+
+def _check_distinct(jobs: list[tuple[Path, Path]]) -> None:
+    for target, count in Counter(target for _, target in jobs).items():
+        if count > 1:
+            raise ValueError(f"{count} pictures would be written to `{target}`: run them apart, or rename some.")
+
+
+def _run(network: Callable[[Any], Any], picture: Any, source: Path) -> Any:
+    import numpy as np
+
+    shape = (1, *picture.shape, 1)
+    try:
+        output = np.asarray(network(picture.reshape(shape).astype(np.float32) / 255))
+    except Exception as error:  # jax and onnxruntime each have their own
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"The network does not run on `{source}`, {picture.shape[1]} × {picture.shape[0]}: {line}"
+        ) from error
+    if output.ndim != 4 or output.shape[0] != 1 or output.shape[3] != 1:
+        raise ValueError(f"The network gives the shape {output.shape} for one grey picture, which is no grey picture.")
+    if not np.isfinite(output).all():
+        raise ValueError(f"The network's output for `{source}` is not finite.")
+    return np.rint(np.clip(output[0, :, :, 0], 0, 1) * 255).astype(np.uint8)
+
+
+def _write_picture(path: Path, values: Any) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Image.fromarray(values).save(path)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"`{path}` cannot be written as a picture: use an ending such as .png. ({error})") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = tyro.cli(Apply | Export, prog="python -m maskprune", description=__doc__, args=arguments)  # type: ignore[arg-type]
+    try:
+        written = apply(config) if isinstance(config, Apply) else export(config)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        raise SystemExit(f"maskprune: {error}") from error
+    if isinstance(config, Apply):
+        print(f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else written[0])
+
+
+if __name__ == "__main__":
+    main()
