@@ -25,9 +25,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Configuration. jax and maskprune are imported below, inside functions, so that --help answers at once.
-# ---------------------------------------------------------------------------------------------------------------------
 
 Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
 SelectorName = Literal[
@@ -131,6 +129,8 @@ class Config:
     """Training loss. auto: mse for continuous targets, f1 for binary ones."""
     reverse: bool = False
     """Turn the selector's order round."""
+    objective: Literal["masks", "params", "macs"] = "masks"
+    """What to save: masks, or parameters or multiply-adds, by which the selector's scores are then weighed."""
     standardize: bool = False
     """Compare the selector's scores across layers only after standardizing them layer by layer."""
     control: bool = False
@@ -215,9 +215,7 @@ def in_a_sentence() -> Iterator[None]:
         raise SystemExit(f"minimize.py: {error}") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Names of the command line to factories of the library
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def load_data(config: Config, progress: Any) -> Any:
@@ -237,7 +235,8 @@ def load_data(config: Config, progress: Any) -> Any:
     return data.make_dataset(target, config.data, **options)
 
 
-def make_selector(config: Config, recipe: Recipe, model: Any, task: Any) -> Any:
+def make_selector(config: Config, recipe: Recipe, model: Any, params: Any, task: Any) -> Any:
+    import maskprune
     from maskprune import select
 
     plain = {"sequential": select.sequential, "random": select.random, "taylor": lambda: select.taylor(task.loss)}
@@ -251,6 +250,10 @@ def make_selector(config: Config, recipe: Recipe, model: Any, task: Any) -> Any:
         "": plain.get(kind),
     }[family]()
     made = select.standardize(made) if config.standardize else made
+    if config.objective != "masks":
+        measure = {"params": "parameters", "macs": "multiply_adds"}[config.objective]
+        cost = maskprune.cost(model.apply, params, task.sample[0], groups=model.groups)
+        made = select.weigh(made, cost.saving(measure))
     return select.reverse(made) if config.reverse else made
 
 
@@ -272,9 +275,7 @@ def make_loss(config: Config, recipe: Recipe, dataset: Any) -> Any:
     return {"mse": losses.mse, "mae": losses.mae, "f1": functools.partial(losses.soft_f1, ceiling=recipe.ceiling)}[name]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The run
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
@@ -359,7 +360,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             train=train,
             evaluate=task.evaluate,
             optimizer=optimizer,
-            selector=make_selector(config, recipe, model, task),
+            selector=make_selector(config, recipe, model, known["state"].network.params, task),
             batch=task.sample,
             rules=rules,
             limits=limits,

@@ -24,6 +24,7 @@ from maskprune.compact import CompactionError as CompactionError
 from maskprune.compact import check_same as check_same
 from maskprune.compact import compact as compact
 from maskprune.compact import count_params as count_params
+from maskprune.compact import judged as judged
 from maskprune.conv import conv2d as conv2d
 from maskprune.cost import Cost as Cost
 from maskprune.cost import Latency as Latency

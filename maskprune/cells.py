@@ -18,6 +18,12 @@ PINNED = 0  # the cell of every position that never goes
 Ids = np.ndarray  # int64[n], cells
 
 
+def unique(cells: Ids) -> Ids:
+    """`np.unique` by sorting: ten times as fast on small arrays as the hash table of NumPy 2.3 and later."""
+    ordered = np.sort(cells)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(cells) else ordered
+
+
 class Cells:
     """Equalities between cells, growing as a function is read. The one mutable thing of a trace."""
 
@@ -59,7 +65,7 @@ class Cells:
 
     def pin(self, cells: Ids, why: Any) -> None:
         """Makes cells stay for good, both parts of pairs."""
-        left = np.unique(self.find(cells))
+        left = unique(self.find(cells))
         left = left[left != PINNED]
         if not len(left):
             return
@@ -68,7 +74,7 @@ class Cells:
         while len(left):
             parts = self._parts[left].ravel()
             self._why[left] = number
-            left = np.unique(self._roots(parts[parts >= 0]))
+            left = unique(self._roots(parts[parts >= 0]))
             left = left[self._why[left] == 0]
 
     def why_pinned(self, cells: Ids) -> Any:
@@ -78,6 +84,8 @@ class Cells:
 
     def unify(self, one: Ids, other: Ids, why: Any) -> None:
         """Makes cells equal, position by position. What meets a pinned cell is pinned, for the reason `why`."""
+        if one is other:
+            return
         one, other = self.find(one), self.find(other)
         differ = one != other
         if not differ.any():
@@ -104,6 +112,9 @@ class Cells:
         found: list[tuple[Ids, Ids]] = []
         while len(names):
             whole = self._parts[names, 0] < 0
+            if not found and whole.all():
+                real = names != PINNED
+                return positions[real], names[real]
             found.append((positions[whole], names[whole]))
             parts = self._parts[names[~whole]]
             names, positions = self.find(parts.ravel()), np.repeat(positions[~whole], 2)
@@ -119,7 +130,7 @@ class Cells:
             if axis is None:
                 cells = None if cells is None else np.repeat(cells, size)
             elif cells is None:
-                cells = np.tile(axis, before)
+                cells = axis if before == 1 else np.tile(axis, before)
             else:
                 cells = self.pair(np.repeat(cells, size), np.tile(axis, before))
             before *= size
@@ -152,11 +163,11 @@ class Cells:
 
     def _roots(self, cells: Ids) -> Ids:
         roots = self._parent[cells]
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
+        above = self._parent[roots]
+        if (above == roots).all():  # nearly always
+            return roots
+        while not (above == roots).all():
+            roots, above = above, self._parent[above]
         self._parent[cells] = roots
         return roots
 
@@ -165,11 +176,12 @@ class Cells:
 
     def _join(self, atoms: Ids, targets: Ids) -> bool:
         """Points atoms at targets, all at once. False, and nothing done, if some depend on one another."""
-        _, first = np.unique(atoms * self._count + targets, return_index=True)
-        atoms, targets = atoms[first], targets[first]
+        if len(unique(atoms)) < len(atoms):
+            _, first = np.unique(atoms * self._count + targets, return_index=True)
+            atoms, targets = atoms[first], targets[first]
         inside = self.atoms(targets)[1]
-        if len(np.unique(atoms)) < len(atoms) or np.isin(atoms, inside).any():
-            if (self._parts[targets, 0] >= 0).any() or len(np.unique(targets)) < len(targets):
+        if len(unique(atoms)) < len(atoms) or np.isin(atoms, inside).any():
+            if (self._parts[targets, 0] >= 0).any() or len(unique(targets)) < len(targets):
                 return False
             if np.isin(atoms, targets).any():
                 return False

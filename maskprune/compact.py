@@ -69,6 +69,17 @@ def compact(
     return small_apply, small
 
 
+def judged(apply: Apply, network: Network) -> tuple[Apply, Params]:
+    """The function and the parameters by which a network should be judged.
+
+    Where removing the disabled masks is exact, `apply` itself with the effective parameters: nothing compiles anew.
+    Where it is not (`trace(..., inexact=True)`), the compacted network, since that is what will be handed over.
+    """
+    if make_plan(network.groups, network.enabled).inexact:
+        return compact(apply, network)
+    return apply, effective_params(network)
+
+
 def _identities(network: Network, small: dict[str, Any]) -> Iterator[Dropped]:
     """The leaves of layers whose held masks only hand on what they read: see `bypass`."""
     for group in network.groups:

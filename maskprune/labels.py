@@ -157,6 +157,8 @@ class Labels:
         known = [axis for axis in axes if axis is not None]
         if not known:
             return None
+        if len(known) == 1 and all(axis is not None or size == 1 for axis, size in zip(axes, sizes, strict=True)):
+            return known[0]
         cells = self.cells.merge([None if axis is None else axis.cells for axis in axes], list(sizes))
         if cells is None:
             return None

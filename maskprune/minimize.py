@@ -46,7 +46,9 @@ def minimize(
         key: Root key. Selection and training of every round get keys of their own, by `fold_in`.
         state: A trained network.
         train: `train(key, state) -> (state, report)`: one short session.
-        evaluate: `evaluate(state) -> {"score": ..., ...}`; `"score"` decides, higher is better.
+        evaluate: `evaluate(state) -> {"score": ..., ...}`; `"score"` decides, higher is better. It should run what
+            `judged(apply, state.network)` gives, so that masks whose removal is not exact are judged by the network
+            without them.
         optimizer: For fresh optimizer states; the one `train` was built with.
         selector: Scores masks, the lowest goes first. Which may go at all is decided here: enabled, not frozen, not
             refused, not among the last `min_enabled` of a group.

@@ -107,7 +107,7 @@ def to_module(
     for path, layer in nnx.iter_modules(small):
         changed = _fit(layer, before[path])
         if changed and isinstance(layer, COUNTING):
-            suspects.append(f"`{'/'.join(map(str, path))}`, a {type(layer).__name__} ({changed} channels)")
+            suspects.append(f"`{'/'.join(map(str, path))}`, a {type(layer).__name__} ({changed})")
     states = () if model_state is None else (model_state,)
     rebuilt, params, state = from_module(small)
     own = () if state is None else (state,)
@@ -143,11 +143,11 @@ def _reseeded(random: Any, key: jax.Array) -> Any:
 # Widths that Flax's layers keep beside their arrays. Leading axes (of layers that were vmapped) are left alone.
 # ---------------------------------------------------------------------------------------------------------------------
 
-COUNTING = (nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm)
+COUNTING = (nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.MultiHeadAttention)
 
 
 def _fit(layer: Any, before: Any) -> str:
-    """Sets the widths of a layer by its arrays. Returns the change in words for a norm, "" where there is none."""
+    """Sets the widths of a layer by its arrays. Returns the change in words where it may count them, else ""."""
     for kinds, fit in FITS:
         if isinstance(layer, kinds):
             return fit(layer, before) or ""
@@ -188,10 +188,11 @@ def _fit_embed(layer: Any, before: Any) -> None:
     layer.num_embeddings, layer.features = layer.embedding.shape[-2:]
 
 
-def _fit_attention(layer: Any, before: Any) -> None:
+def _fit_attention(layer: Any, before: Any) -> str:
     layer.in_features, layer.num_heads, layer.head_dim = layer.query.kernel.shape[-3:]
     layer.in_kv_features, layer.num_kv_heads = layer.key.kernel.shape[-3:-1]
     layer.qkv_features, layer.out_features = layer.num_heads * layer.head_dim, layer.out.kernel.shape[-1]
+    return "" if layer.head_dim == before.head_dim else f"heads {before.head_dim} → {layer.head_dim} wide"
 
 
 def _fit_cell(layer: Any, before: Any) -> None:
@@ -209,7 +210,7 @@ def _fit_norm(layer: Any, before: Any) -> str:
         layer.num_features = now
     if isinstance(layer, nnx.GroupNorm) and layer.group_size and now % layer.group_size == 0:
         layer.num_groups = now // layer.group_size
-    return f"{then} → {now}"
+    return f"{then} → {now} channels"
 
 
 def _norm_width(layer: Any) -> int | None:
@@ -226,5 +227,5 @@ FITS: tuple[tuple[Any, Callable[[Any, Any], str | None]], ...] = (
     (nnx.Embed, _fit_embed),
     (nnx.MultiHeadAttention, _fit_attention),
     ((nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.SimpleCell), _fit_cell),
-    ((nnx.BatchNorm, nnx.InstanceNorm, *COUNTING), _fit_norm),
+    ((nnx.BatchNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm), _fit_norm),
 )

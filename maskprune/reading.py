@@ -171,7 +171,7 @@ def _known(const: Any) -> np.ndarray | None:
     """A constant as a NumPy array, if it is small and made of plain numbers."""
     if isinstance(const, Tracer) or np.size(const) > LARGEST:
         return None
-    dtype = getattr(const, "dtype", np.asarray(const).dtype)
+    dtype = const.dtype if hasattr(const, "dtype") else np.asarray(const).dtype
     if jnp.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in KINDS:
         return None
     return np.asarray(const)

@@ -6,6 +6,7 @@ no pictures.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 
 from maskprune import losses, metrics
+from maskprune.compact import judged
 from maskprune.data.batches import DeviceSplit, draw_batch, to_device, to_unit
 from maskprune.data.split import Dataset
-from maskprune.network import Params, effective_params
+from maskprune.network import Params
 from maskprune.train import TrainState
 
 
@@ -97,8 +99,8 @@ def picture_task(
 def _evaluation(
     apply: Callable[..., jax.Array], data: DeviceSplit, *, border: int, ceiling: float
 ) -> Callable[[TrainState], dict]:
-    @jax.jit
-    def sums(params: Params, pictures: DeviceSplit) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=0)
+    def sums(apply: Callable[..., jax.Array], params: Params, pictures: DeviceSplit) -> jax.Array:
         def one(picture: tuple[jax.Array, jax.Array]) -> jax.Array:
             inputs, targets = (to_unit(side)[None] for side in picture)
             return metrics.picture_sums(apply(params, inputs), targets, border=border, ceiling=ceiling)[0]
@@ -106,7 +108,7 @@ def _evaluation(
         return jax.lax.map(one, (pictures.inputs, pictures.targets))  # one at a time: it stays in the cache
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        scores = metrics.scores_from_sums(np.asarray(sums(effective_params(state.network), data)))
+        scores = metrics.scores_from_sums(np.asarray(sums(*judged(apply, state.network), data)))
         return {"score": scores["f1"], **scores}
 
     return evaluate

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.cells import unique
 from maskprune.groups import Group, Groups, Slice, leaf_path
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
 from maskprune.reading import Reading, Rules, read_jaxpr, source_line, to_jaxpr
@@ -174,8 +175,10 @@ class _Namer:
         _, first, member = np.unique(members, return_index=True, return_inverse=True)
         masks = np.argsort(np.argsort(first))[member]  # numbered as they first appear
         slices = []
-        for number in dict.fromkeys(places[:, 0].tolist()):
-            leaf, mine = self.leaves[number], places[:, 0] == number
+        starts = np.flatnonzero(np.diff(places[:, 0], prepend=-1))  # rows of one leaf axis stand together
+        for mine in map(slice, starts, [*starts[1:], len(places)]):
+            number = int(places[mine.start, 0])
+            leaf = self.leaves[number]
             role = "state" if leaf.state else "in" if number in self.labels.reads else "out"
             for labels in _label_rows(places[mine, 1], masks[mine], len(leaf.axis.cells)):
                 slices.append(Slice(leaf.leaf, leaf.number, tuple(labels.tolist()), role))
@@ -242,7 +245,7 @@ def _classes(places: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
         return []
     _, atom = np.unique(members, return_inverse=True)
     leaves = int(places[:, 0].max()) + 1
-    pairs = np.unique(atom * leaves + places[:, 0])
+    pairs = unique(atom * leaves + places[:, 0])
     marks = np.random.default_rng(0).integers(1, 2**63, leaves, dtype=np.uint64)
     sums = np.zeros(atom.max() + 1, np.uint64)  # of random marks: equal sums, equal sets of leaf axes
     np.add.at(sums, pairs // leaves, marks[pairs % leaves])

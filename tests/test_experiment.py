@@ -137,6 +137,7 @@ def test_every_task_runs(program, finished, tmp_path, task):
     out, _, config = finished
     recipe = dataclasses.replace(config.recipe, selector="taylor", first_steps=None, steps=2, final_steps=0)
     config = dataclasses.replace(config, task=task, recipe=recipe, reverse=True, standardize=True, control=True)
+    config = dataclasses.replace(config, objective="macs", minimize_layers=True)
     config = dataclasses.replace(config, widths=None)
     result = program.main(dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, max_rounds=1))
     assert result["task"] == task and 0 <= result["final_score"] <= 1
@@ -148,7 +149,7 @@ def test_every_selector_has_a_name(program):
     batch = (jax.numpy.ones((1, 16, 16, 1)),) * 2
     config = program.Config()
     for name in typing.get_args(program.SelectorName):
-        selector = program.make_selector(config, program.Recipe(selector=name), model, task)
+        selector = program.make_selector(config, program.Recipe(selector=name), model, network.params, task)
         scores = selector(jax.random.key(1), network, batch)
         assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
 

@@ -16,6 +16,7 @@ from maskprune import (
     disable,
     effective_params,
     init_network,
+    judged,
     make_plan,
     models,
     shrink,
@@ -115,6 +116,15 @@ def test_inexact_groups_are_offered_on_demand_flagged_and_compacted(rng):
     kept = [0, 2, 4]
     expected = softmax_net({"a": params["a"][:, kept], "z": params["z"][np.array(kept)]}, x)
     np.testing.assert_allclose(small_apply(small, x), expected, rtol=1e-6)
+
+
+def test_what_judges_an_inexact_network_is_the_compacted_one(rng):
+    params = {"a": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32), "z": jnp.ones((5, 2))}
+    network = init_network(params, trace(softmax_net, params, X, inexact=True))
+    assert judged(softmax_net, network)[0] is softmax_net
+    apply, small = judged(softmax_net, disable(network, choose(network, {"a": [2]})))
+    assert small["a"].shape == (3, 4)
+    np.testing.assert_allclose(apply(small, jnp.ones((7, 3))).sum(1), 2.0, rtol=1e-6)  # a softmax over what is left
 
 
 def test_a_plan_for_an_inexact_removal_needs_groups_that_say_so():

@@ -18,7 +18,6 @@ from onnx import helper
 from maskprune.export.programs import Uncovered
 
 
-
 Rule = Callable[..., Any]
 
 # Functions within functions, by the parameter that holds them.

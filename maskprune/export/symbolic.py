@@ -75,6 +75,9 @@ def _try(function: Callable[..., Any], inputs: Sequence[Any], spec: _Spec) -> tu
     structs = _structs(leaves, shapes)
     try:
         jax.eval_shape(function, *jax.tree.unflatten(structure, structs))
+        # JAX lets some fixed sizes pass beside a symbol (a reshape to numbers): they show at another size.
+        larger = [jax.ShapeDtypeStruct(_larger(np.shape(leaf), spec), jax.numpy.result_type(leaf)) for leaf in leaves]
+        jax.eval_shape(function, *jax.tree.unflatten(structure, larger))
     except Exception as error:  # whatever a function does with a size that is no number
         return None, next(iter(str(error).splitlines()), type(error).__name__)[:200]
     return Free(jax.tree.unflatten(structure, structs), tuple(f"({shape})" for shape in shapes), ""), ""
@@ -97,6 +100,15 @@ def _shape(shape: tuple[int, ...], spec: _Spec, names: dict[tuple[str, int], str
             name = _name(letter, shape[axis], names)
             words[axis] = name if spec.multiple == 1 else f"{spec.multiple}*{name}"
     return ", ".join(words)
+
+
+def _larger(shape: tuple[int, ...], spec: _Spec) -> tuple[int, ...]:
+    sizes = list(shape)
+    if shape and spec.batch:
+        sizes[0] += 1
+    for axis, _ in _sizes(shape):
+        sizes[axis] += spec.multiple
+    return tuple(sizes)
 
 
 def _sizes(shape: tuple[int, ...]) -> list[tuple[int, str]]:

@@ -165,6 +165,9 @@ def _dead(equation: Equation, position: int, size: int, values: Sequence[Value])
 
 def combine(equation: Equation, operands: list[np.ndarray]) -> np.ndarray:
     """Dead values after an elementwise equation from those before it."""
+    size = len(operands[0])
+    if size > 1 and all(_alike(operand) for operand in operands):
+        return np.full(size, combine(equation, [operand[:1] for operand in operands])[0])
     known = ~np.any([np.isnan(operand) for operand in operands], axis=0)
     function = function_of(equation)
     found = np.full(len(known), UNKNOWN)
@@ -178,6 +181,10 @@ def combine(equation: Equation, operands: list[np.ndarray]) -> np.ndarray:
         cases = np.array(operands[1:])
         found[~known & (cases == cases[0]).all(axis=0)] = cases[0][~known & (cases == cases[0]).all(axis=0)]
     return found
+
+
+def _alike(values: np.ndarray) -> bool:
+    return bool((values == values[0]).all()) or bool(np.isnan(values).all())
 
 
 def _evaluate(function: Callable[..., Any], name: str, operands: list[np.ndarray]) -> np.ndarray:

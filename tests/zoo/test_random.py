@@ -69,6 +69,17 @@ def batch_norm(draw: Any, shape: Shape) -> Layer:
     return Layer(lambda p, x: (x - p["mean"]) * factor * p["scale"] + p["bias"], params, shape)
 
 
+def lift(draw: Any, shape: Shape) -> Layer:
+    """An activation that is not zero at zero: a disabled mask counts, unless what reads it leaves it out."""
+    return Layer(lambda p, x: jax.nn.relu(x) + 1, {}, shape)
+
+
+def compare(draw: Any, shape: Shape) -> Layer:
+    """Less the sum of all channels, or the largest of them: exact only where a disabled mask adds nothing to it."""
+    combine = draw(st.sampled_from([jax.numpy.sum, jax.numpy.max]))
+    return Layer(lambda p, x: x - combine(x, axis=-1, keepdims=True), {}, shape)
+
+
 def pool(draw: Any, shape: Shape) -> Layer:
     largest, window = draw(st.booleans()), (1, 2, 2, 1)
     start, combine = (-np.inf, lax.max) if largest else (0.0, lax.add)
@@ -146,7 +157,7 @@ def chain(draw: Any, shape: Shape, kinds: list[Callable[..., Layer]], length: in
     return Layer(run, [layer.params for layer in layers], layers[-1].shape)
 
 
-ANYWHERE = [dense, relu, batch_norm, residual, branches, split, shuffle]
+ANYWHERE = [dense, relu, lift, compare, batch_norm, residual, branches, split, shuffle]
 WITH_PLACES = [*ANYWHERE, conv, conv, pool, turn]
 TO_VECTORS = [flatten, flatten_channels_first, total]
 
