@@ -31,6 +31,7 @@ from maskprune import linen, select
 
 
 Method = Literal["taylor", "magnitude", "uniform", "random", "none"]
+BATCHES = (1, 256)  # pictures in a timed call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config:
     """taylor, magnitude: their scores over the multiply-adds saved. uniform: the same share of every group, smallest
     first. random: any masks. none: nothing is removed, with as much training."""
     seeds: int = 1
-    """How many runs of each: initial weights, order of the pictures and random choices. The split is always the same."""
+    """Runs of each, which differ in initial weights, order of the pictures and random choices, not in the split."""
     share: float = 0.5
     """Of the multiply-adds, that stay."""
     rounds: int = 8
@@ -56,7 +57,7 @@ class Config:
     """Channels of the three stages."""
     blocks: int = 2
     """Residual blocks in a stage."""
-    timings: int = 50
+    timings: int = 100
     """Timed calls of each network."""
     out: Path = Path("runs/digits")
     """Where `result.json` goes."""
@@ -109,8 +110,8 @@ def load_digits() -> dict[str, Part]:
     order = np.random.default_rng(0).permutation(len(found.target))
     pictures, labels = found.images[order, :, :, None].astype(np.float32) / 16, found.target[order]
     ends = [int(0.6 * len(order)), int(0.8 * len(order))]
-    parts = zip(np.split(pictures, ends), np.split(labels, ends), strict=True)
-    return {name: Part(*map(jnp.asarray, part)) for name, part in zip(("train", "validation", "test"), parts)}
+    parts = zip(jnp.split(pictures, ends), jnp.split(labels, ends), strict=True)
+    return dict(zip(("train", "validation", "test"), (Part(*part) for part in parts), strict=True))
 
 
 def make_loss(train_apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,8 +137,8 @@ def train(
     return state
 
 
-def accuracy(apply: Callable[..., Any], params: Any, model_state: Any, data: Part) -> float:
-    return float(jnp.mean(jnp.argmax(apply(params, model_state, data.pictures), axis=1) == data.labels))
+def accuracy(run: Callable[[jax.Array], jax.Array], data: Part) -> float:
+    return float(jnp.mean(jnp.argmax(run(data.pictures), axis=1) == data.labels))
 
 
 # Which masks go
@@ -226,43 +227,34 @@ def prune(config: Config, full: Full, state: mp.TrainState, data: Part, method: 
 def finish(config: Config, full: Full, state: mp.TrainState, data: dict[str, Part], seed: int) -> dict[str, Any]:
     """Compacts, checks that this changed nothing, trains on in small, and measures."""
     pictures, plan = data["test"].pictures, mp.make_plan(state.network.groups, state.network.enabled)
-    small_apply, _ = mp.compact(full.apply, state.network, pictures, model_state=state.model_state)
-    small_apply, small = jax.jit(small_apply), mp.compact_state(state)
-    masked = full.apply(mp.effective_params(state.network), state.model_state, pictures)
-    apart = jnp.max(jnp.abs(masked - small_apply(small.network.params, small.model_state, pictures)))
-    compacted = accuracy(small_apply, small.network.params, small.model_state, data["test"])
-    small_loss = make_loss(mp.shrink(full.train_apply, plan, stateful=True))
-    step = jax.jit(mp.make_train_step(small_loss, full.optimizer, stateful=True))
+    apply, _ = mp.compact(full.apply, state.network, pictures, model_state=state.model_state)
+    apply, small = jax.jit(apply), mp.compact_state(state)
+    masked = functools.partial(full.apply, mp.effective_params(state.network), state.model_state)
+    apart = jnp.max(jnp.abs(masked(pictures) - apply(small.network.params, small.model_state, pictures)))
+    loss = make_loss(mp.shrink(full.train_apply, plan, stateful=True))
+    step = jax.jit(mp.make_train_step(loss, full.optimizer, stateful=True))
     small = train(step, small, data["train"], config.epochs[2], batch=config.batch, seed=(seed, config.rounds + 1))
-    params, model_state = small.network.params, small.model_state
-    counted = mp.cost(small_apply, params, pictures[:1], model_state=model_state, groups=mp.Groups(()))
+    found = functools.partial(apply, small.network.params, small.model_state)
+    counted = mp.cost(apply, small.network.params, pictures[:1], model_state=small.model_state, groups=mp.Groups(()))
+    batches = {str(count): jnp.resize(pictures, (count, *pictures.shape[1:])) for count in BATCHES}
     return {
-        "accuracy_compacted": compacted,  # before the last session
-        "validation": accuracy(small_apply, params, model_state, data["validation"]),
-        "accuracy_after": accuracy(small_apply, params, model_state, data["test"]),
+        "accuracy_compacted": accuracy(masked, data["test"]),  # before the last session
+        "accuracy_after": accuracy(found, data["test"]),
+        "validation": accuracy(found, data["validation"]),
         "masked_and_compact_differ_by": float(apart),
         "multiply_adds": counted.multiply_adds,
         "parameters": counted.parameters,
         "masks": mp.count_enabled(state.network),
-        "times": {str(n): time_both(config, full, state, small_apply, small, pictures, n) for n in (1, 256)},
+        "times": {name: time_both(masked, found, batch, config.timings) for name, batch in batches.items()},
     }
 
 
-def time_both(
-    config: Config, full: Full, state: mp.TrainState, small_apply: Any, small: mp.TrainState, pictures: Any, count: int
-) -> dict[str, float]:
+def time_both(full: Callable[[Any], Any], small: Callable[[Any], Any], batch: Any, repeats: int) -> dict[str, float]:
     """Milliseconds of a call of the full and of the small network, taken in turns."""
-    batch = jnp.resize(pictures, (count, *pictures.shape[1:]))
-    before, after = mp.time_calls(
-        [
-            functools.partial(full.apply, state.network.params, state.model_state, batch),
-            functools.partial(small_apply, small.network.params, small.model_state, batch),
-        ],
-        repeats=config.timings,
-    )
-    speedup = before.median_ms / after.median_ms
-    return {"full_ms": before.median_ms, "full_spread": before.spread, "small_ms": after.median_ms,
-            "small_spread": after.spread, "speedup": speedup}  # fmt: skip
+    before, after = mp.time_calls([lambda: full(batch), lambda: small(batch)], repeats=repeats)
+    both = {"full_ms": before.median_ms, "full_spread": before.spread}
+    both |= {"small_ms": after.median_ms, "small_spread": after.spread}
+    return both | {"speedup": before.median_ms / after.median_ms}
 
 
 def run_seed(config: Config, full: Full, data: dict[str, Part], seed: int) -> list[dict[str, Any]]:
@@ -271,7 +263,7 @@ def run_seed(config: Config, full: Full, data: dict[str, Part], seed: int) -> li
     network = mp.init_network(variables.pop("params"), full.groups)
     state = mp.init_state(network, full.optimizer, variables)
     state = train(full.step, state, data["train"], config.epochs[0], batch=config.batch, seed=(seed, 0))
-    before = accuracy(full.apply, state.network.params, state.model_state, data["test"])
+    before = accuracy(functools.partial(full.apply, state.network.params, state.model_state), data["test"])
     first, rows = time.perf_counter() - began, []
     for method in config.methods:
         began = time.perf_counter()

@@ -279,6 +279,8 @@ def _owners(labels: Labels, leaves: Sequence[LeafAxis | None], groups: Groups) -
         (start, piece) for start, group in zip(starts, groups, strict=False) for piece in group.slices
     ):
         axis = known.get((piece.leaf, piece.axis, piece.role == "state"))
+        if axis is None and len(piece.labels) == 1:  # an only channel never goes
+            continue
         if axis is None or len(axis.cells) != len(piece.labels):
             raise ValueError(f"The groups label axis {piece.axis} of `{piece.leaf}`, which never shrinks here.")
         where, atoms = labels.cells.atoms(axis.cells)

@@ -175,6 +175,7 @@ UNUSUAL = {
     "attention": lambda x: jnp.einsum("nhwc,nhvc->nhwv", x, x),
     "comparisons": lambda x: jnp.where((x > 0) & ~(x >= 1) | (x == -1), jnp.clip(x, 0.2, 0.8), jnp.round(x * 3)),
     "take": lambda x: jnp.take(x, np.array([3, 1, 1]), axis=3),
+    "take along the first": lambda x: jnp.take(jnp.ones((5, 2)) * jnp.arange(5.0)[:, None], jnp.abs(x[:1, :1, :1, 0]).astype(int), axis=0) * x.mean(),
     "largest": lambda x: jnp.argmax(x, axis=-1).astype(jnp.float32) + jnp.cumsum(x, axis=3)[..., -1],
 }  # fmt: skip
 
@@ -188,6 +189,13 @@ def test_onnx_covers(name, tmp_path):
     assert found.shapes[0].startswith("(n, ") and "h" in found.shapes[0], found.note
     x = pictures(4, 1, 16, 24, 4)
     np.testing.assert_allclose(mp.load_program(found.path)(x), function(x), rtol=1e-4, atol=2e-5)
+
+
+def test_onnx_fixes_sizes_where_that_helps(tmp_path):
+    pytest.importorskip("onnxruntime")
+    found = mp.export(lambda params, x: x[:, ::2, ::2], {}, tmp_path / "net.onnx", inputs=[pictures(3, 2, 8, 8, 4)])
+    assert found.shapes == ("(n, 8, 8, 4)",)
+    assert "fixed: a `gather`" in found.note
 
 
 def test_onnx_names_what_it_does_not_cover(tmp_path):

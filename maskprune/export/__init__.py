@@ -16,7 +16,7 @@ import numpy as np
 from maskprune.export.arrays import Arrays as Arrays
 from maskprune.export.arrays import load_orbax, load_safetensors, save_orbax, save_safetensors
 from maskprune.export.programs import Uncovered, load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo
-from maskprune.export.symbolic import find_free
+from maskprune.export.symbolic import find_free, less_free
 from maskprune.models.saved import load
 from maskprune.plan import Plan
 
@@ -70,8 +70,8 @@ def export(
     | --- | --- | --- |
     | `.stablehlo` | the program with its weights, for `jax.export` on CPU, CUDA or TPU | |
     | `.onnx` | the program with its weights, opset 18 | `pip install "maskprune[onnx]"` |
-    | `.safetensors` | parameters and model state by path; the plan in the metadata | `pip install "maskprune[safetensors]"` |
-    | `.orbax` | parameters and model state as a checkpoint; the plan beside them | |
+    | `.safetensors` | weights and state by path; the plan in the metadata | `pip install "maskprune[safetensors]"` |
+    | `.orbax` | weights and state as a checkpoint; the plan beside them | |
 
     Programs take inputs of any batch, height and width where the function allows it. Where it does not (a dense layer
     on flattened pictures, say), the smallest set of sizes is fixed, and `note` says which and why.
@@ -92,7 +92,7 @@ def export(
         ImportError: The format needs a package that is not installed.
         ExportError: Part of the function has no counterpart in the format, or what was written computes other numbers.
     """
-    path = Path(path)
+    path, reason = Path(path), ""
     if path.suffix in ARRAYS:
         _with_extras(path, lambda: ARRAYS[path.suffix][0](path, params, model_state, plan))
         return Exported(path)
@@ -103,10 +103,17 @@ def export(
     stateful = apply if model_state is None else lambda params, *inputs: apply(params, model_state, *inputs)
     program = portable(stateful, params)
     free = find_free(program, inputs, shapes)
-    try:
-        _with_extras(path, lambda: PROGRAMS[path.suffix][0](path, program, free.structs))
-    except Uncovered as error:
-        raise ExportError(f"`{path.name}` cannot be written: {error} has no counterpart in ONNX here.") from error
+    # What has no counterpart may have one where fewer sizes are symbols: strided slices, for one.
+    for fewer in [free] if shapes is not None else [free, *less_free(program, inputs, free)]:
+        try:
+            _with_extras(path, lambda fewer=fewer: PROGRAMS[path.suffix][0](path, program, fewer.structs))
+        except Uncovered as error:
+            reason = f"{error} has no counterpart in ONNX here"
+        else:
+            free = fewer if fewer is free else fewer._replace(note=f"{fewer.note}: {reason}")
+            break
+    else:
+        raise ExportError(f"`{path.name}` cannot be written: {reason}.")
     return Exported(path, free.shapes, free.note, _check(path, program, inputs, tolerance))
 
 

@@ -63,6 +63,16 @@ def find_free(function: Callable[..., Any], inputs: Sequence[Any], given: Sequen
     return free._replace(note=f"all sizes are fixed: {why}")
 
 
+def less_free(function: Callable[..., Any], inputs: Sequence[Any], free: Free) -> list[Free]:
+    """The shapes that are less free: with the batch alone, and with nothing free."""
+    found = []
+    for batch, note in ((True, "all sizes but the batch are fixed"), (False, "all sizes are fixed")):
+        fewer, _ = _try(function, inputs, _Spec(batch=batch, multiple=0))
+        if fewer is not None and fewer.shapes != free.shapes:
+            found.append(fewer._replace(note=note))
+    return found
+
+
 class _Spec(NamedTuple):
     batch: bool
     multiple: int  # of height and width; 0 fixes them

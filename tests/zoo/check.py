@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from maskprune import Groups, Plan, count_params, effective_params, init_network, make_plan, shrink, trace
-from maskprune.groups import leaves_by_path
+from maskprune.groups import leaf_path, leaves_by_path
 
 from .entry import Built, Entry
 from .networks import BY_ID
@@ -86,6 +86,20 @@ def masked(function: Callable[..., Any], groups: Groups) -> Callable[..., Any]:
 
 def effective(groups: Groups, enabled: Enabled, params: Any) -> Any:
     return effective_params(dataclasses.replace(init_network(params, groups), enabled=dict(enabled)))
+
+
+def zeroed(groups: Groups, enabled: Enabled, params: Any) -> Any:
+    """What `effective` gives, in NumPy and in other words: nothing to compile, and a second opinion."""
+
+    def zero(path: Any, leaf: Any) -> np.ndarray:
+        leaf = np.array(leaf)
+        for group, piece in groups.of_leaf(leaf_path(path)):
+            if piece.role != "state":
+                gone = np.append(~enabled[group.name], False)[np.asarray(piece.labels)]
+                np.moveaxis(leaf, piece.axis, 0)[gone] = 0
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(zero, params)
 
 
 # ----------------------------------------------------------------------------------------------------- index sets
@@ -217,14 +231,17 @@ class Runs:
     """The masked network, compiled, and its draws: its own numbers, and integers where they are exact."""
 
     def __init__(self, case: Case, *, double: bool = True) -> None:
-        self.masked = compiled(masked(case.built.apply, case.groups))
+        self.groups, self.run = case.groups, compiled(case.built.apply)
         convert = wide if double else lambda draw: draw
         self.ordinary = convert(case.ordinary)
         self.exact = [convert(integers(seed, case.ordinary)) for seed in range(6)] if case.entry.integer else []
 
+    def masked(self, enabled: Enabled, draw: Draw) -> Any:
+        return self.run(zeroed(self.groups, enabled, draw.params), *draw.args[1:])
+
     def alive(self, enabled: Enabled) -> Draw | None:
         """The first draw of integers with which the masked network gives more than zeros: ReLUs may all be off."""
-        return next((draw for draw in self.exact if largest(self.masked(enabled, *draw.args)) > 0), None)
+        return next((draw for draw in self.exact if largest(self.masked(enabled, draw)) > 0), None)
 
 
 def check_equal(case: Case, enabled: Enabled, runs: Runs, tolerance: float) -> None:
@@ -233,11 +250,11 @@ def check_equal(case: Case, enabled: Enabled, runs: Runs, tolerance: float) -> N
     small_apply = compiled(case.shrunk(plan))
     check_sizes(case, enabled, case.ordinary.cut(plan))
     own = runs.ordinary
-    check_close(runs.masked(enabled, *own.args), small_apply(*own.cut(plan).args), tolerance)
+    check_close(runs.masked(enabled, own), small_apply(*own.cut(plan).args), tolerance)
     if runs.exact:
         draw = runs.alive(enabled)
         assert draw is not None, "the outputs are all zero: nothing was tested"
-        check_identical(runs.masked(enabled, *draw.args), small_apply(*draw.cut(plan).args))
+        check_identical(runs.masked(enabled, draw), small_apply(*draw.cut(plan).args))
 
 
 def check_gradients(case: Case, enabled: Enabled, draw: Draw, tolerance: float) -> None:

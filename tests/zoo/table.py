@@ -62,7 +62,7 @@ def row(name: str) -> Row:
     plan = make_plan(case.groups, enabled)
     draw, small = case.ordinary, case.ordinary.cut(plan)
     difference = check.difference(
-        check.compiled(check.masked(case.built.apply, case.groups))(enabled, *draw.args),
+        check.Runs(case, double=False).masked(enabled, draw),
         check.compiled(case.shrunk(plan))(*small.args),
     )
     sizes = [group.size for group in case.groups]

@@ -75,7 +75,7 @@ def check_float32(name, seeds):
         enabled = check.index_set(seed, case.groups)
         plan = make_plan(case.groups, enabled)
         found = check.compiled(case.shrunk(plan))(*runs.ordinary.cut(plan).args)
-        check.check_close(runs.masked(enabled, *runs.ordinary.args), found, 2e-5)
+        check.check_close(runs.masked(enabled, runs.ordinary), found, 2e-5)
 
 
 SOME = ["resnet18-nnx", "unet-plain", "vit-plain", "lstm_scan-plain", "vit-equinox", "separable-haiku"]
@@ -99,10 +99,9 @@ def check_empty(name, seed):
     enabled = check.without_a_group(seed, case.groups)
     plan = make_plan(case.groups, enabled)
     with jax.enable_x64(double):
-        draw = check.Runs(case, double=double).ordinary
-        expected = check.compiled(check.masked(case.built.apply, case.groups))(enabled, *draw.args)
-        found = check.compiled(case.shrunk(plan))(*draw.cut(plan).args)
-    check.check_close(expected, found, tolerance)
+        runs = check.Runs(case, double=double)
+        found = check.compiled(case.shrunk(plan))(*runs.ordinary.cut(plan).args)
+        check.check_close(runs.masked(enabled, runs.ordinary), found, tolerance)
 
 
 @pytest.mark.parametrize("name", ["residual-nnx", "unet-plain", "llama-plain", "squeezenet-linen", "gru_scan-plain"])
@@ -202,10 +201,10 @@ def test_other_sizes(name, rng):
     case = check.load(name)
     enabled = check.index_set(1, case.groups)
     plan = make_plan(case.groups, enabled)
-    small_apply, run = case.shrunk(plan), check.compiled(check.masked(case.built.apply, case.groups))
-    for shape in SIZES[name]:
+    small_apply, runs = check.compiled(case.shrunk(plan)), check.Runs(case, double=False)
+    for shape in [case.built.inputs[0].shape, *SIZES[name]]:
         draw = case.ordinary._replace(inputs=(rng.normal(size=shape).astype(np.float32),))
-        check.check_close(run(enabled, *draw.args), check.compiled(small_apply)(*draw.cut(plan).args), 2e-5)
+        check.check_close(runs.masked(enabled, draw), small_apply(*draw.cut(plan).args), 2e-5)
 
 
 @pytest.mark.parametrize("name", ["cnn-nnx", "transformer-haiku", "tied_while-plain"])
@@ -221,6 +220,14 @@ def test_under_vmap(name):
     members = [jax.tree.map(lambda x: np.asarray(x[0]), both), jax.tree.map(lambda x: np.asarray(x[1]), both)]
     small = jax.tree.map(lambda *x: np.stack(x), *(member.cut(plan) for member in members))
     check.check_close(expected, check.compiled(jax.vmap(case.shrunk(plan)))(*small.args), 2e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg_raw_einsum-plain", "swin-plain", "resnet18-nnx"])
+def test_effective_params_are_zero_where_the_slices_say(name):
+    case = check.load(name)
+    enabled = check.index_set(3, case.groups)
+    found = check.effective(case.groups, enabled, case.built.params)
+    assert check.difference(check.zeroed(case.groups, enabled, case.built.params), found) == 0
 
 
 SUMMED, COMPARED = "are summed while a disabled one", "are compared by a maximum while a disabled one"
