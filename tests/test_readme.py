@@ -4,6 +4,7 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 
 from maskprune.testing import check_selector
@@ -38,3 +39,13 @@ def test_the_commands_of_the_readme_exist():
     assert 'pip install -e ".[test]" && pytest' in text
     for path in re.findall(r"\((docs/[^)]+|[A-Z]+\.md)\)|`([A-Z]+\.md)`", text):
         assert (README.parent / "".join(path)).exists(), path
+
+
+def test_the_page_on_tracing_says_what_is_printed(tmp_path, capsys):
+    text = (README.parent / "docs" / "tracing.md").read_text()
+    path = tmp_path / "tracing.py"
+    path.write_text("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)))
+    with jax.numpy_rank_promotion("allow"):
+        runpy.run_path(str(path))
+    (printed,) = re.findall(r"```\n(group.*?)```", text, flags=re.DOTALL)
+    assert capsys.readouterr().out == printed

@@ -187,6 +187,8 @@ def gather(graph: Any, equation: Any, value: Any, places: Any) -> Any:
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     axes = tuple(numbers.start_index_map)
+    if np.ndim(places) == 1 and isinstance(places, np.ndarray) and not numbers.operand_batching_dims:
+        return _one_slice(graph, value, axes, places.tolist(), sizes, numbers.collapsed_slice_dims)
     rank = len(equation.invars[1].aval.shape) - 1  # of the places, less their last axis
     whole = all(sizes[axis] == (1 if axis in axes else shape[axis]) for axis in range(len(shape)))
     if not whole or tuple(numbers.collapsed_slice_dims) != tuple(sorted(axes)) or numbers.operand_batching_dims:
@@ -205,6 +207,15 @@ def gather(graph: Any, equation: Any, value: Any, places: Any) -> Any:
     offset = list(numbers.offset_dims)
     order = [i for i in range(len(out)) if i not in offset] + offset
     return transpose(graph, found, np.argsort(order).tolist()) if rank or offset else found
+
+
+def _one_slice(
+    graph: Any, value: Any, axes: Sequence[int], starts: list[int], sizes: Sequence[Any], gone: Sequence[int]
+) -> Any:
+    """A slice at a known place; JAX makes it a gather where other sizes are symbols."""
+    ends = [start + sizes[axis] for axis, start in zip(axes, starts, strict=True)]
+    found = graph.op("Slice", value, graph.ints(*starts), graph.ints(*ends), graph.ints(*axes))
+    return graph.op("Squeeze", found, graph.ints(*gone)) if gone else found
 
 
 def reduction(kind: str) -> Rule:
