@@ -22,7 +22,7 @@ from maskprune.plan import Dropped, Plan
 from maskprune.reading import Reading, Rules, Scope, Tracer, find_rule, read_jaxpr, to_jaxpr, touched
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
-from maskprune.trace import read_network
+from maskprune.trace import read_network, split_outputs
 
 
 class ShrinkError(ValueError):
@@ -153,9 +153,7 @@ def _prepare(apply: Any, plan: Plan, trees: list[Any], inputs: Any, rules: Rules
 
 def _check_outputs(shrunk: Shrunk, output: Any, state: Any) -> None:
     """Outputs keep their shapes, all but a new state that is handed on as the second of two."""
-    parts = output.children()
-    new = len(parts) == 2 and state is not None and parts[1] == jax.tree.structure(state)
-    for value in shrunk.reading.outputs[: parts[0].num_leaves if new else None]:
+    for value in split_outputs(shrunk.reading.outputs, output, state)[0]:
         if any(kept is not None for kept in shrunk.kept(value)):
             raise ShrinkError("The plan removes channels that are the output of the function.")
 

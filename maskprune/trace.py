@@ -45,7 +45,8 @@ def trace(
 
     Args:
         apply: `apply(params, *inputs) -> output`, in evaluation mode, or `apply(params, model_state, *inputs)` where
-            there is a state. Any pytrees. It must be pure, and its shapes must not depend on data.
+            there is a state; that one may also give `(output, model_state)`, as in training. Any pytrees. It must be
+            pure, and its shapes must not depend on data.
         params: Pytree of arrays or of abstract ones. Leaves that are not floating point stay as they are.
         *inputs: Arguments after the parameters, arrays or abstract ones; sizes do not matter for the result.
         model_state: Non-trained variables, such as batch statistics.
@@ -67,13 +68,25 @@ def trace(
         >>> [(group.name, group.size) for group in groups]
         [('a', 3)]
     """
-    reading, leaves, _ = read_network(apply, params, inputs, model_state, flag_inexact=inexact, rules=rules)
+    reading, leaves, output = read_network(apply, params, inputs, model_state, flag_inexact=inexact, rules=rules)
     labels = reading.labels
     for pattern in protect:
         _protect(labels, leaves, pattern, params)
-    for output in reading.outputs:
-        labels.pin_all([output], "its channels are the output of the network")
+    given, passed_on = split_outputs(reading.outputs, output, model_state)
+    labels.pin_all(given, "its channels are the output of the network")
+    states = reading.inputs[len(jax.tree.leaves(params)) :]
+    for before, after in zip(states, passed_on, strict=False):
+        for axes in zip(before.axes, after.axes, strict=True):
+            labels.same(axes, "it becomes a state that stays")
     return _Namer(reading, leaves).groups()
+
+
+def split_outputs(outputs: list[Value], structure: Any, model_state: Any) -> tuple[list[Value], list[Value]]:
+    """What a function gives, and the new model state it hands on as the second of two outputs, if it does."""
+    parts = structure.children()
+    new = len(parts) == 2 and model_state is not None and parts[1] == jax.tree.structure(model_state)
+    end = parts[0].num_leaves if new else len(outputs)
+    return outputs[:end], outputs[end:]
 
 
 def read_network(

@@ -159,6 +159,30 @@ def test_batch_statistics_are_traced_and_cut(rng):
     np.testing.assert_allclose(small_apply(small, small_state, x), apply(effective_params(masked), state, x), atol=1e-6)
 
 
+def test_a_function_in_training_mode_shows_the_same_masks(rng):
+    """Its new state is tied to the old one: statistics that evaluation never reads are found as well."""
+    module, x = Normed(), jnp.asarray(rng.normal(size=(2, 8, 8, 1)), jnp.float32)
+    params, state = (module.init(jax.random.key(0), x, True)[name] for name in ("params", "batch_stats"))
+    state = {"BatchNorm_0": {**state["BatchNorm_0"], "unread": jnp.zeros(6)}}
+
+    def train(p, s, x):
+        stats = {"BatchNorm_0": {name: s["BatchNorm_0"][name] for name in ("mean", "var")}}
+        output, new = module.apply({"params": p, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+        new = new["batch_stats"]["BatchNorm_0"]
+        return output, {"BatchNorm_0": {**new, "unread": s["BatchNorm_0"]["unread"] + new["mean"]}}
+
+    groups = trace(train, params, x, model_state=state)
+    assert [(group.name, group.size) for group in groups] == [("Conv_0", 6)]
+    assert "BatchNorm_0/unread" in {piece.leaf for piece in groups["Conv_0"].slices}
+    masked = disable(init_network(params, groups), choose(init_network(params, groups), {"Conv_0": [0, 4]}))
+    plan = make_plan(groups, masked.enabled)
+    small = shrink(train, plan, stateful=True)
+    output, new = small(plan.cut(effective_params(masked)), plan.cut(state, state=True), x)
+    expected, full = train(effective_params(masked), state, x)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new, plan.cut(full, state=True))
+
+
 def test_the_small_function_at_other_sizes_and_inside_transformations(params, rng):
     network = init_network(params, trace(mlp, params, X))
     masked = disable(network, choose(network, {"first": [0], "second": [1, 2]}))
