@@ -19,8 +19,6 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +196,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="more are far slower where others use the cores too")
     parser.add_argument("--timings", type=int, default=100, help="timed calls of each network")
     parser.add_argument("--ours", type=Path, help="result.json of experiments/digits.py, to stand beside")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     data, full = load_digits(), ResNet()
     found = {
         "device": f"cpu ({platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads)",

@@ -94,9 +94,6 @@ class ResNet(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-# Data and training
-
-
 class Part(NamedTuple):
     pictures: jax.Array  # float32[N, 8, 8, 1] in [0, 1]
     labels: jax.Array  # int[N]
@@ -115,17 +112,14 @@ def load_digits() -> dict[str, Part]:
 
 
 def make_loss(train_apply: Callable[..., Any]) -> Callable[..., Any]:
-    def loss(params: Any, batch: Part, model_state: Any, key: Any) -> tuple[jax.Array, Any]:
-        del key  # the network draws no random numbers
+    def loss(params: Any, batch: Part, model_state: Any, _: Any) -> tuple[jax.Array, Any]:
         logits, model_state = train_apply(params, model_state, batch.pictures)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean(), model_state
 
     return loss
 
 
-def train(
-    step: Any, state: mp.TrainState, data: Part, epochs: int, *, batch: int, seed: Sequence[int]
-) -> mp.TrainState:
+def train(step: Any, state: Any, data: Part, epochs: int, *, batch: int, seed: Sequence[int]) -> mp.TrainState:
     """Steps one by one: XLA's convolutions are several times slower inside a compiled loop on a CPU."""
     rng, count = np.random.default_rng(seed), len(data.labels) // batch
     for epoch in range(epochs):
@@ -180,9 +174,6 @@ def remove(network: mp.Network, order: Sequence[tuple[str, int]], found: mp.Cost
     return mp.disable(network, {name: ~flags for name, flags in enabled.items()})
 
 
-# The run
-
-
 class Full(NamedTuple):
     """The network before anything is removed, and what is compiled once for all seeds and methods."""
 
@@ -202,21 +193,20 @@ def build(config: Config, data: dict[str, Part]) -> Full:
     train_apply = linen.training(module, settings={"train": True})
     groups = mp.trace(apply, params, picture, model_state=model_state)
     found = mp.cost(apply, params, picture, model_state=model_state, groups=groups)
-    decay = optax.adamw(config.learning_rate, weight_decay=1e-2)
-    optimizer = optax.chain(decay, mp.scale_by_progress(mp.cosine))
+    optimizer = optax.chain(optax.adamw(config.learning_rate, weight_decay=1e-2), mp.scale_by_progress(mp.cosine))
     step = jax.jit(mp.make_train_step(make_loss(train_apply), optimizer, stateful=True))
     return Full(variables, jax.jit(apply), train_apply, groups, found, optimizer, step)
 
 
 def prune(config: Config, full: Full, state: mp.TrainState, data: Part, method: Method, seed: int) -> mp.TrainState:
     """Rounds of removing masks and training on, down to the share of multiply-adds that is to stay."""
-    if method != "none":
-        selector = jax.jit(make_selector(method, make_loss(full.train_apply), full.cost))
+    selector = None if method == "none" else make_selector(method, make_loss(full.train_apply), full.cost)
+    score = selector and jax.jit(selector)
     for number in range(1, config.rounds + 1):
         network = state.network
-        if method != "none":
+        if score:
             key = jax.random.fold_in(jax.random.key(seed), number)
-            order = select.rank(selector(key, network, (data, state.model_state)), network)
+            order = select.rank(score(key, network, (data, state.model_state)), network)
             limit = full.cost.multiply_adds * (1 - (1 - config.share) * number / config.rounds)
             network = remove(network, order, full.cost, limit)
         state = mp.init_state(network, full.optimizer, state.model_state)
@@ -258,19 +248,17 @@ def time_both(full: Callable[[Any], Any], small: Callable[[Any], Any], batch: An
 
 
 def run_seed(config: Config, full: Full, data: dict[str, Part], seed: int) -> list[dict[str, Any]]:
-    began = time.perf_counter()
     variables = dict(full.variables(jax.random.key(seed)))
     network = mp.init_network(variables.pop("params"), full.groups)
     state = mp.init_state(network, full.optimizer, variables)
     state = train(full.step, state, data["train"], config.epochs[0], batch=config.batch, seed=(seed, 0))
     before = accuracy(functools.partial(full.apply, state.network.params, state.model_state), data["test"])
-    first, rows = time.perf_counter() - began, []
+    rows = []
     for method in config.methods:
         began = time.perf_counter()
         pruned = prune(config, full, state, data["train"], method, seed)
-        row = finish(config, full, pruned, data, seed)
-        seconds = first + time.perf_counter() - began
-        rows.append({"method": method, "seed": seed, "accuracy_before": before, **row, "seconds": round(seconds, 1)})
+        row = {"method": method, "seed": seed, "accuracy_before": before} | finish(config, full, pruned, data, seed)
+        rows.append(row | {"seconds": round(time.perf_counter() - began, 1)})
         print(line(rows[-1]), flush=True)
     return rows
 

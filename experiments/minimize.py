@@ -321,8 +321,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             params = model.init(key) if saved is None else saved
             return maskprune.init_state(maskprune.init_network(params, model.groups), optimizer)
 
-        def remember(state: Any) -> None:
-            known.update(state=state, initial=state.network)
+        remember = lambda state: known.update(state=state, initial=state.network)
 
         def long_session(key: Any, state: Any, *, watch: Any) -> Any:
             both = lambda state, losses: remember(state) or watch(state, losses)
@@ -366,8 +365,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             limits=limits,
         )
         for found in rounds:
-            spent = known["steps"] - found.steps
-            row = maskprune.record.history_row(found, size=maskprune.record.fcn_size, spent=spent)
+            row = maskprune.record.history_row(found, size=maskprune.record.fcn_size, spent=known["steps"] - found.steps)
             known["rows"].append(row)
             known.update(state=found.state, stop=found.stop)
             show.verdict(found, row)
@@ -406,6 +404,8 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
     result["config"] = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
     result |= maskprune.summarize(found, model=model, task=task, dataset=dataset)
     maskprune.write_outcome(out, found, result, model=model, dataset=dataset)
+    for written in maskprune.export_saved(out / "network.npz", out):
+        show.say(f"wrote {written.path.name}")
     return result
 
 

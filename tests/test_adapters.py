@@ -1,5 +1,9 @@
 """Flax modules as functions and back: what the adapters hand out computes what the module computes."""
 
+import re
+import runpy
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,7 +114,7 @@ REBUILT = {
     "dropped": (lambda: Dropped(nnx.Rngs(0)), pictures(11, 3, 4)),
     "tiny_resnet": (lambda: TinyResNet(nnx.Rngs(0)), pictures(12, 2, 8, 8, 3)),
 }
-SLOW = ("resnet18", "vgg", "unet", "mobilenet", "squeeze_excite")
+SLOW = ("tiny_resnet", "grouped", "resnet18", "vgg", "unet", "mobilenet", "squeeze_excite")
 
 
 def randomized(module):
@@ -312,25 +316,18 @@ def test_attention_has_several_widths():
 # The example of the README
 
 
-def test_the_example_of_the_readme():
+def test_the_example_of_the_readme(tmp_path):
     resnet = randomized(nnx_nets.ResNet18((4, 6), nnx.Rngs(0)))
     images = pictures(1, 2, 16, 16, 3)
-
-    from maskprune.nnx import from_module, to_module
-
-    apply, params, state = from_module(resnet)
-    groups = mp.trace(apply, params, images, model_state=state)
-    network = mp.init_network(params, groups)
-    scores = mp.select.magnitude()(jax.random.key(0), network, None)
-    weak = {name: np.argsort(score)[: len(score) // 2] for name, score in scores.items()}
-    network = mp.disable(network, mp.choose(network, weak))
-    small_apply, small_params = mp.compact(apply, network, images, model_state=state)
-    small_state = mp.make_plan(groups, network.enabled).cut(state, state=True)
-    small = to_module(resnet, small_apply, small_params, images, model_state=small_state)
-
-    assert mp.count_params(small_params) < 0.35 * mp.count_params(params)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(from maskprune.nnx.*?)```", readme, flags=re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    given = {"resnet": resnet, "images": images, "mp": mp, "jax": jax, "np": np}
+    found = runpy.run_path(str(tmp_path / "example.py"), init_globals=given)
+    small = found["small"]
+    assert mp.count_params(found["small_params"]) < 0.35 * mp.count_params(found["params"])
     assert small.stem.conv.kernel.shape == (7, 7, 3, 2) and small.head.in_features == 3
-    masked = jax.jit(apply)(mp.effective_params(network), state, images)
+    masked = jax.jit(found["apply"])(mp.effective_params(found["network"]), found["state"], images)
     small.eval()
     np.testing.assert_allclose(nnx.jit(lambda net, x: net(x))(small, images), masked, rtol=1e-4, atol=1e-4)
 
