@@ -364,11 +364,11 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             rules=rules,
             limits=limits,
         )
-        for found in rounds:
-            row = maskprune.record.history_row(found, size=maskprune.record.fcn_size, spent=known["steps"] - found.steps)
+        for each in rounds:
+            row = maskprune.record.history_row(each, size=maskprune.record.fcn_size, spent=known["steps"] - each.steps)
             known["rows"].append(row)
-            known.update(state=found.state, stop=found.stop)
-            show.verdict(found, row)
+            known.update(state=each.state, stop=each.stop)
+            show.verdict(each, row)
 
     def finish() -> None:
         """Trains what was found once more, at length, and keeps the result if it is better."""
