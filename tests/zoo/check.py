@@ -280,10 +280,15 @@ def weighted(function: Callable[..., Any]) -> Callable[..., jax.Array]:
 
 
 def check_training(case: Case, enabled: Enabled, draw: Draw, tolerance: float) -> None:
-    """Batch norm in training mode: outputs and new statistics."""
+    """Batch norm in training mode: the same masks, outputs and new statistics.
+
+    The masks are found in training mode too: Haiku's `hidden` averages are not read in evaluation.
+    """
     assert case.built.train_apply is not None
-    plan = make_plan(case.groups, enabled)
-    output, state = compiled(masked(case.built.train_apply, case.groups))(enabled, *draw.args)
+    groups = trace(case.built.train_apply, draw.params, *draw.inputs, model_state=draw.state)
+    assert {group.name: group.size for group in groups} == {group.name: group.size for group in case.groups}
+    plan = make_plan(groups, enabled)
+    output, state = compiled(masked(case.built.train_apply, groups))(enabled, *draw.args)
     small_apply = compiled(shrink(case.built.train_apply, plan, stateful=True))
     small_output, small_state = small_apply(*draw.cut(plan).args)
     check_close(output, small_output, tolerance)

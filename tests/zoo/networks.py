@@ -36,8 +36,4 @@ MODULES = (
     attention_linen,
 )
 ALL: list[Entry] = [entry for module in MODULES for entry in module.NETWORKS]
-# Networks that cannot be traced yet, and why.
-BROKEN: dict[str, str] = {
-    "gru-nnx": "closing over a PRNG key array: reading._known makes a NumPy array of it",
-}
 BY_ID: dict[str, Entry] = {entry.id: entry for entry in ALL}
