@@ -177,12 +177,15 @@ def _known(const: Any) -> np.ndarray | None:
     return np.asarray(const)
 
 
-def touched(axes: Sequence[tuple[Axis, np.ndarray]], labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+def touched(
+    axes: Sequence[tuple[Axis, np.ndarray]], labels: Labels, *, never: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which atoms are gone when these positions are.
 
     Args:
         axes: Axes, each with bool[n], True where a position is to go.
         labels: Where they belong.
+        never: Atoms that must not go. Of channels seen as a grid, all rows going looks like all columns going.
 
     Returns:
         `(atoms, unexplained)`: the atoms all of whose positions go; and for every axis whether a position goes that no
@@ -194,7 +197,7 @@ def touched(axes: Sequence[tuple[Axis, np.ndarray]], labels: Labels) -> tuple[np
     every = np.concatenate([atoms for _, atoms in found])
     going = np.concatenate([gone[where] for (where, _), (_, gone) in zip(found, axes, strict=True)])
     stays = np.unique(every[~going])
-    atoms = np.setdiff1d(np.unique(every), stays)
+    atoms = np.setdiff1d(np.unique(every), stays if never is None else np.concatenate([stays, never]))
     unexplained = []
     for (where, names), (_, gone) in zip(found, axes, strict=True):
         accounted = np.zeros(len(gone), bool)

@@ -22,7 +22,7 @@ from maskprune.plan import Dropped, Plan
 from maskprune.reading import Reading, Rules, Scope, Tracer, find_rule, read_jaxpr, to_jaxpr, touched
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
-from maskprune.trace import read_network, split_outputs
+from maskprune.trace import LeafAxis, read_network, split_outputs
 
 
 class ShrinkError(ValueError):
@@ -142,10 +142,10 @@ def _prepare(apply: Any, plan: Plan, trees: list[Any], inputs: Any, rules: Rules
             named.append(leaf)
     if cuts:
         raise ShrinkError(f"The plan cuts {_list(cuts)}, which the parameters lack or which never shrinks.")
-    atoms, unexplained = touched(going, reading.labels)
-    _check_fit(
-        reading.labels, plan, [leaf for leaf, wrong in zip(named, unexplained, strict=True) if wrong], going, atoms
-    )
+    flagged = [] if plan.inexact else [reading.labels.cells.atoms(cells)[1] for cells, _ in reading.labels.inexact]
+    atoms, unexplained = touched(going, reading.labels, never=np.concatenate([np.zeros(0, int), *flagged]))
+    pairs = zip(named, going, unexplained, strict=True)
+    _check_fit(reading.labels, [(leaf, gone) for leaf, (_, gone), wrong in pairs if wrong])
     shrunk = Shrunk(reading, atoms, rules)
     _check_outputs(shrunk, output, state)
     return shrunk, output
@@ -158,18 +158,20 @@ def _check_outputs(shrunk: Shrunk, output: Any, state: Any) -> None:
             raise ShrinkError("The plan removes channels that are the output of the function.")
 
 
-def _check_fit(labels: Labels, plan: Plan, misfits: list[Any], going: Any, atoms: np.ndarray) -> None:
-    for leaf in misfits:
-        gone = next(gone for axis, gone in going if axis is leaf.axis)
-        why = labels.cells.why_pinned(leaf.axis.cells[gone])
+def _check_fit(labels: Labels, misfits: list[tuple[LeafAxis, np.ndarray]]) -> None:
+    """Raises for the first leaf axis of which positions are to go that no removable channel accounts for."""
+    for leaf, gone in misfits:
+        cells = leaf.axis.cells[gone]
+        atoms = labels.cells.atoms(cells)[1]
+        for flagged, why in labels.inexact:
+            if np.isin(labels.cells.atoms(flagged)[1], atoms).any():
+                raise ShrinkError(f"Removing these masks would change more than rounding: {why}.")
+        why = labels.cells.why_pinned(cells)
         reason = "in this function they belong together with positions that stay" if why is None else str(why)
         raise ShrinkError(
             f"The plan removes positions {np.flatnonzero(gone).tolist()} along axis {leaf.number} of `{leaf.leaf}`, "
             f"which cannot all go: {reason}. Trace the function to see its masks."
         )
-    for cells, why in labels.inexact:
-        if not plan.inexact and np.isin(labels.cells.atoms(cells)[1], atoms).any():
-            raise ShrinkError(f"Removing these masks would change more than rounding: {why}.")
 
 
 def _list(cuts: Any) -> str:
