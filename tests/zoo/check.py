@@ -106,7 +106,7 @@ def zeroed(groups: Groups, enabled: Enabled, params: Any) -> Any:
 
 
 def index_set(seed: int, groups: Groups) -> dict[str, np.ndarray]:
-    """Random masks: of every group of two or more at least one and not all, a single one stays. Shares differ from set to set."""
+    """Random masks: of every group at least one, of two or more not all. Shares differ from set to set."""
     rng = np.random.default_rng(seed)
     share = (0.5, 0.8, 0.3)[seed % 3]
     return {group.name: _some(rng, group.size, share) for group in groups}

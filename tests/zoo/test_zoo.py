@@ -135,7 +135,7 @@ def test_gradients(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", marked(NAMES))
+@pytest.mark.parametrize("name", marked([name for name in NAMES if name != "tied_while-plain"]))  # JAX has none for it
 def test_gradients_everywhere(name):
     check_gradients(name)
 
