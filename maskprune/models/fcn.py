@@ -81,13 +81,13 @@ def fcn(
 
     def activations(params: Params, pictures: jax.Array) -> dict[str, jax.Array]:
         found, flowing = {}, pictures
-        for name in layer_names(len(params)):
+        for name in _layers(params):
             layer = params[name]
             flowing = found[name] = jax.nn.relu(convolution(flowing, layer["kernel"], layer["bias"]))
         return found
 
     def apply(params: Params, pictures: jax.Array) -> jax.Array:
-        return activations(params, pictures)[layer_names(len(params))[-1]]
+        return activations(params, pictures)[_layers(params)[-1]]
 
     return FCN(init, apply, activations, _groups(widths))
 
@@ -109,6 +109,11 @@ def thesis_initial(key: jax.Array, shape: tuple[int, ...], *, last: bool) -> dic
     del last
     kernel = jax.random.truncated_normal(key, -2.0, 2.0, shape) * 0.05
     return {"kernel": kernel, "bias": jnp.zeros(shape[3], jnp.float32)}
+
+
+def _layers(params: Params) -> list[str]:
+    """The layers there are: fewer than were built once some were bypassed and dropped."""
+    return [name for name in layer_names(len(params)) if name in params]
 
 
 def drop_identities(params: Params) -> Params:
