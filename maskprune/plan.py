@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maskprune.groups import Groups, leaf_path, leaves_by_path
@@ -208,10 +207,10 @@ def _cut(leaf: Any, cuts: list[Cut]) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         sizes = {cut.axis: len(cut.kept) for cut in cuts}
         return jax.ShapeDtypeStruct([sizes.get(axis, size) for axis, size in enumerate(leaf.shape)], leaf.dtype)
-    small = np.asarray(leaf)  # in NumPy: JAX would compile every cut anew for every new shape
+    small = np.asarray(leaf)  # in NumPy, and put as it is: JAX would compile every cut anew for every new shape
     for cut in cuts:
         small = np.take(small, np.asarray(cut.kept, int), axis=cut.axis)
-    return jnp.asarray(small)
+    return jax.device_put(small)
 
 
 def _read_cut(found: Mapping[str, Any]) -> Cut:
