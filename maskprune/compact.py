@@ -60,9 +60,11 @@ def compact(
     """
     plan = make_plan(network.groups, network.enabled, round_to=round_to)
     params = effective_params(network)
-    plan = dataclasses.replace(plan, dropped=tuple(_identities(network, leaves_by_path(plan.cut(params)))))
-    small_apply = shrink(apply, plan, stateful=model_state is not None, rules=rules)
     small = plan.cut(params)
+    if dropped := tuple(_identities(network, leaves_by_path(small))):
+        plan = dataclasses.replace(plan, dropped=dropped)
+        small = plan.cut(params)
+    small_apply = shrink(apply, plan, stateful=model_state is not None, rules=rules)
     if inputs and not plan.inexact:
         states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
         check_same(apply, network, small, *inputs, small_apply=small_apply, states=states, tolerance=tolerance)

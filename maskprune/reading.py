@@ -1,6 +1,6 @@
 """Reading a function: its jaxpr, equation by equation, with a rule for each primitive.
 
-`read_function` gives a `Reading`: what is known of every value inside the function, nested functions included. The same
+`read_jaxpr` gives a `Reading`: what is known of every value inside the function, nested functions included. The same
 reading serves to find the masks (`trace`) and to run the function on shrunk arrays (`shrink`). The only file that
 handles jaxprs and their types.
 """

@@ -121,7 +121,7 @@ def drop_identities(params: Params) -> Params:
 
     Exact where the inputs are not negative: such a layer and its ReLU change nothing then. One layer always stays.
     """
-    layers = [params[name] for name in layer_names(len(params))]
+    layers = [params[name] for name in _layers(params)]
     useful = [layer for layer in layers if not _is_identity(layer)] or layers[-1:]
     return dict(zip(layer_names(len(useful)), useful, strict=True))
 

@@ -103,7 +103,7 @@ def _no_tangent(x: Any) -> np.ndarray:
 
 def _settle(labels: Labels, carry: list[Value], body: Callable[[list[Value]], list[Value]]) -> list[Value]:
     """Runs a loop body on labels until the carried values hold after it what they held before it."""
-    before = [_ready(labels, value) for value in carry]
+    before = [_ready(value) for value in carry]
     while True:
         after = body(before)
         joint = [_joint(labels, one, other) for one, other in zip(before, after, strict=True)]
@@ -112,12 +112,11 @@ def _settle(labels: Labels, carry: list[Value], body: Callable[[list[Value]], li
         before = joint
 
 
-def _ready(labels: Labels, value: Value) -> Value:
+def _ready(value: Value) -> Value:
     """Not a constant any more; its axes come from activations."""
     axes = tuple(axis and Axis(axis.cells, axis.dead) for axis in value.axes)
     if value.const is not None and value.uniform() == value.uniform():
         axes = tuple(axis and Axis(axis.cells, np.full(len(axis.cells), value.uniform())) for axis in axes)
-    del labels
     return Value(value.shape, axes)
 
 
@@ -199,8 +198,8 @@ def cond(labels: Labels, equation: Equation, index: Value, *values: Value) -> li
     branches = [equation.read(number, values) for number in range(len(equation.params["branches"]))]
     found = branches[0]
     for other in branches[1:]:
-        found = [_joint(labels, _ready(labels, a), _ready(labels, b)) for a, b in zip(found, other, strict=True)]
-    return [_ready(labels, value) for value in found]
+        found = [_joint(labels, _ready(a), _ready(b)) for a, b in zip(found, other, strict=True)]
+    return [_ready(value) for value in found]
 
 
 def cond_shrink(site: Site, index: Any, *arrays: Any) -> list[Any]:

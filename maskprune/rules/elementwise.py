@@ -6,7 +6,6 @@ they say what a disabled position holds after the operation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -205,5 +204,3 @@ def fold(equation: Equation, constants: list[np.ndarray]) -> np.ndarray | None:
 
 
 RULES = dict.fromkeys([*NUMPY, *OTHERS], Rule(elementwise))
-
-assert math.isnan(UNKNOWN)
