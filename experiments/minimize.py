@@ -327,7 +327,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
             both = lambda state, losses: remember(state) or watch(state, losses)
             return train(key, state, steps=recipe.first_steps, label="first session", watch=both)
 
-        if saved is not None and config.recipe.first_steps is None:
+        if saved is not None and not config.recipe.first_steps:
             return draw(first_key)
         start = maskprune.train_start(
             first_key,

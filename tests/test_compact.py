@@ -210,7 +210,8 @@ def test_rounding_where_large_numbers_cancel_is_no_error_but_a_wrong_cut_still_i
     network = disable(network, choose(network, {"conv1": [0], "conv2": [1, 4]}))
     highest = jnp.max(model.apply(effective_params(network), pictures))
     network.params["conv3"]["bias"] += 0.5 - highest  # outputs up to 0.5 are left of numbers of 1e4
-    small = compact_params(network)
+    small = compact_params(network)  # on some machines equal to the last bit: rounded once more, by hand
+    small["conv3"]["kernel"] = jnp.nextafter(small["conv3"]["kernel"], jnp.inf)
     assert 1e-5 < check_same(model.apply, network, small, pictures) < 0.1
     small["conv3"]["kernel"] = small["conv3"]["kernel"].at[2, 2, 0, 0].multiply(1.001)
     with pytest.raises(CompactionError, match="more than rounding explains"):
