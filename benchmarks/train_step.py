@@ -68,6 +68,8 @@ def main() -> None:
     for size in options.sizes:
         make = partial(make_variant, size=size, batch=options.batch, steps=options.steps)
         variants = [
+            make("maskprune, native convolution, adam", way="native", optimizer=optax.adam(1e-3)),
+            make("maskprune, native convolution, soap", way="native", optimizer=maskprune.soap()),
             make("maskprune, blocked convolution, adam", way="blocked", optimizer=optax.adam(1e-3)),
             make("maskprune, blocked convolution, soap", way="blocked", optimizer=maskprune.soap()),
             make("XLA convolution, adam", way="xla", optimizer=optax.adam(1e-3)),

@@ -27,12 +27,12 @@ from maskprune.reading import Reading, Rules, Scope, read_jaxpr
 from maskprune.rules import RULES
 from maskprune.rules.calls import BODIES
 from maskprune.shrink import shrink
+from maskprune.conv import OWN
 from maskprune.sizes import Extents, Largest, Part, Sizes, Term, gather, times
 from maskprune.trace import LeafAxis, read_network, trace
 
 
 MEASURES = ("parameters", "multiply_adds", "bytes")
-OWN = "conv2d_blocked"  # our convolution in another form: counted as what it stands for
 
 
 class Latency(NamedTuple):
@@ -197,7 +197,7 @@ class _Counter:
             return  # known in advance
         if name == "dot_general":
             yield self.dot_general(scope, raw)
-        elif name == "conv_general_dilated" or raw.params.get("name") == OWN:
+        elif name == "conv_general_dilated" or raw.params.get("name") in OWN:
             yield self.convolution(scope, raw)
         elif name in BODIES:
             yield from self.call(scope, position, raw)
@@ -212,7 +212,7 @@ class _Counter:
 
     def convolution(self, scope: Scope, raw: Any) -> Term:
         kernel, out = scope.value(raw.invars[1]), scope.value(raw.outvars[0])
-        if raw.params.get("name") == OWN:  # [N, H, W, I], [k, l, I, O], [N, H, W, O], stride 1
+        if raw.params.get("name") in OWN:  # [N, H, W, I], [k, l, I, O], [N, H, W, O], stride 1
             taps, read, kept = [n * k for n, k in zip(out.shape[1:3], kernel.shape[:2], strict=True)], 2, (0, 3)
         else:
             numbers = raw.params["dimension_numbers"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from maskprune import record, report, visualize
 from maskprune.compact import check_same, count_params
-from maskprune.conv import default_way
+from maskprune.conv import describe_way
 from maskprune.data.batches import to_unit
 from maskprune.data.split import Dataset
 from maskprune.models.fcn import FCN, multiply_adds
@@ -94,7 +94,7 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
         "versions": record.versions(),
         "device": record.device(),
         "precision": "float32, products at full precision",
-        "convolution": default_way(),
+        "convolution": describe_way(),
     }
 
 

@@ -1,5 +1,7 @@
 """Doing without a layer: the identity in its place, held there, and gone once compacted."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +92,7 @@ def test_compacting_takes_the_layer_out():
 
 @pytest.mark.parametrize("way", ["xla", "blocked"])
 def test_compacting_any_function_takes_the_layer_out(way):
-    model = models.fcn((1, 3), kernel=3, convolution=lambda x, k, b: conv2d(x, k, b, way=way))
+    model = models.fcn((1, 3), kernel=3, convolution=partial(conv2d, way=way))
     network = bypass(fcn_network((1, 3))[1], "conv1")
     small_apply, small = compact(model.apply, network, PICTURES)
     assert small["conv1"] == {"kernel": None, "bias": None}

@@ -1,5 +1,7 @@
 """Tracing as a user meets it: names, tables, protection, abstract inputs, states, errors that help."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ def test_hand_made_groups_are_found(make):
 
 @pytest.mark.parametrize("way", ["xla", "blocked"])
 def test_the_groups_of_the_fcn_are_found_whatever_its_convolution(way):
-    model = models.fcn((3, 4, 2), convolution=lambda x, k, b: conv2d(x, k, b, way=way))
+    model = models.fcn((3, 4, 2), convolution=partial(conv2d, way=way))
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert trace(model.apply, params, jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)).groups == model.groups.groups
 

@@ -9,8 +9,6 @@ convolution on CPU does not.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,6 @@ import numpy as np
 BLOCK = 4
 
 
-@partial(jax.jit, static_argnames="precision")  # under one name, by which the tracer knows it
 def conv2d_blocked(inputs: jax.Array, kernel: jax.Array, *, precision: jax.lax.PrecisionLike) -> jax.Array:
     """Stride 1, zero padding to the same size, odd kernel. [N, H, W, I] and [k, l, I, O] give [N, H, W, O]."""
     height, width = inputs.shape[1:3]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from maskprune.conv import native
 from maskprune.conv.blocked import conv2d_blocked
 from maskprune.conv.xla import conv2d_xla
 
 
-Way = Literal["blocked", "xla"]
+Way = Literal["native", "blocked", "xla"]
+Padding = Literal["SAME", "VALID"]
+
+# Compiled under names of their own, by which tracing, counting and exporting know what they stand for.
+OWN = {f"conv2d_{way}{end}": bool(end) for way in ("native", "blocked") for end in ("", "_relu")}
 
 
 def conv2d(
@@ -19,49 +26,84 @@ def conv2d(
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
-    padding: Literal["SAME", "VALID"] = "SAME",
+    relu: bool = False,
+    padding: Padding = "SAME",
     way: Way | None = None,
     precision: jax.lax.PrecisionLike = "highest",
 ) -> jax.Array:
     """Two-dimensional convolution (cross-correlation, as in every neural network library), stride 1.
 
+    Derivatives of every order, forward and backward, and `vmap` work in every way. For several devices use `shard_map`:
+    the native way is not divided by itself.
+
     Args:
         inputs: float[N, H, W, I].
         kernel: float[k, l, I, O] with odd k and l.
         bias: float[O], or None.
+        relu: Whether negative outputs become 0, in the same pass.
         padding: `"SAME"` pads with zeros, `"VALID"` gives the outputs that need no padding.
-        way: Which implementation; None takes `default_way()`.
+        way: Which implementation; None takes `default_way(inputs.dtype)`.
         precision: Of the products. JAX's own default on recent GPUs is TF32; ours is full float32.
 
     Returns:
         float[N, H, W, O], or float[N, H - k + 1, W - l + 1, O] for `"VALID"`.
 
     Raises:
-        ValueError: Shapes do not fit, a kernel side is even, or `padding` or `way` is unknown.
+        ValueError: Shapes do not fit, a kernel side is even, `padding` or `way` is unknown, or the native way is asked
+            for where it was not built or in a number format it does not compute.
     """
     _check(inputs, kernel, bias, padding)
-    implementation = _implementation(default_way() if way is None else way)
-    if kernel.shape[2] == 0 or kernel.shape[3] == 0:  # a layer without channels: nothing to sum, or nothing to give
-        outputs = jnp.zeros((*inputs.shape[:3], kernel.shape[3]), inputs.dtype)
+    dtype = jnp.result_type(inputs, kernel)
+    way = default_way(dtype) if way is None else _checked(way, dtype)
+    if 0 in (*inputs.shape, *kernel.shape):  # nothing to sum, or nothing to give
+        outputs = finish(jnp.zeros((*inputs.shape[:3], kernel.shape[3]), dtype), bias, relu)
+    elif way == "xla":
+        outputs = finish(conv2d_xla(inputs, kernel, precision=precision), bias, relu)
     else:
-        outputs = implementation(inputs, kernel, precision=precision)
+        outputs = _own(way, relu, precision)(*((inputs, kernel) if bias is None else (inputs, kernel, bias)))
     if padding == "VALID":
         down, right = kernel.shape[0] // 2, kernel.shape[1] // 2
         outputs = outputs[:, down : inputs.shape[1] - down, right : inputs.shape[2] - right]
-    return outputs if bias is None else outputs + bias[None, None, None, :]
+    return outputs
 
 
-def default_way() -> Way:
-    """Blocked on CPU, where training is 5 times as fast (`benchmarks/train_step.py`); XLA's own where not measured."""
-    return "blocked" if jax.default_backend() == "cpu" else "xla"
+def default_way(dtype: jax.typing.DTypeLike = "float32") -> Way:
+    """On CPU native where it was built, else blocked (`benchmarks/train_step.py`); XLA's own where not measured."""
+    if jax.default_backend() != "cpu":
+        return "xla"
+    return "native" if native.takes(dtype) else "blocked"
 
 
-def _implementation(way: Way):
-    if way == "blocked":
-        return conv2d_blocked
-    if way == "xla":
-        return conv2d_xla
-    raise ValueError(f'`way` is {way!r}: use "blocked" or "xla".')
+def describe_way() -> str:
+    """The default way in words for reports, as in `"native (avx2)"`."""
+    way = default_way()
+    return f"native ({native.LEVEL})" if way == "native" else way
+
+
+def finish(outputs: jax.Array, bias: jax.Array | None, relu: bool) -> jax.Array:
+    """What comes after the products."""
+    outputs = outputs if bias is None else outputs + bias[None, None, None, :]
+    return jax.nn.relu(outputs) if relu else outputs
+
+
+@cache
+def _own(way: Way, relu: bool, precision: jax.lax.PrecisionLike) -> Callable[..., jax.Array]:
+    def run(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        if way == "native":
+            return native.conv2d_native(inputs, kernel, bias, relu=relu)
+        return finish(conv2d_blocked(inputs, kernel, precision=precision), bias, relu)
+
+    run.__name__ = f"conv2d_{way}" + ("_relu" if relu else "")
+    return jax.jit(run)
+
+
+def _checked(way: Way, dtype: jnp.dtype) -> Way:
+    if way not in ("native", "blocked", "xla"):
+        raise ValueError(f'`way` is {way!r}: use "native", "blocked" or "xla".')
+    if way == "native" and not native.takes(dtype):
+        found = "this installation has no compiled convolution" if native.LEVEL is None else f"the arrays are {dtype}"
+        raise ValueError(f'`way` is "native", which computes in float32 on a CPU, but {found}: use "blocked".')
+    return way
 
 
 def _check(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, padding: str) -> None:

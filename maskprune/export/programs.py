@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from maskprune.conv import conv2d
+from maskprune.conv import OWN
 from maskprune.files import replace_file
 from maskprune.plan import Plan
 from maskprune.rules import RULES
@@ -19,7 +20,10 @@ from maskprune.shrink import shrink
 
 Program = Callable[..., Any]
 PLATFORMS = ("cpu", "cuda", "tpu")
-OWN = "conv2d_blocked"
+
+
+OURS = {name: RULES[name] for name in (f"jit:{own}" for own in OWN)}
+PORTABLE = {name: rule._replace(shrink=partial(rule.shrink, way="xla")) for name, rule in OURS.items()}
 
 
 class Uncovered(ValueError):
@@ -34,16 +38,11 @@ def portable(apply: Program, params: Any) -> Program:
 
     def program(*inputs: Any) -> Any:
         run = lambda params, *inputs: apply(params, *inputs)
-        if OWN in str(jax.make_jaxpr(run)(params, *inputs)):
-            run = shrink(apply, Plan(()), rules={f"jit:{OWN}": RULES[f"jit:{OWN}"]._replace(shrink=_xla)})
+        if any(name in str(jax.make_jaxpr(run)(params, *inputs)) for name in OWN):
+            run = shrink(apply, Plan(()), rules=PORTABLE)
         return run(params, *inputs)
 
     return program
-
-
-def _xla(site: Any, left: Any, kernel: Any) -> Any:
-    products = (e.params["precision"] for e in site.params["jaxpr"].eqns if e.primitive.name == "dot_general")
-    return conv2d(left, kernel, way="xla", precision=next(products, "highest"))
 
 
 def save_stablehlo(path: Path, program: Program, structs: Sequence[Any]) -> Path:

@@ -19,7 +19,7 @@ from maskprune.groups import Group, Groups, Slice
 from maskprune.network import Params
 
 
-Convolution = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Convolution = Callable[..., jax.Array]
 Initial = Literal["he", "thesis"]
 
 # A normal cut at two standard deviations has this standard deviation itself.
@@ -60,7 +60,7 @@ def fcn(
         outputs: Channels of the result.
         initial: Distribution of the initial weights: `"he"` (see `he_initial`) or `"thesis"` (truncated normal with
             standard deviation 0.05, biases 0).
-        convolution: `convolution(inputs, kernel, bias)`, stride 1, same size.
+        convolution: `convolution(inputs, kernel, bias, relu=True)`, stride 1, same size.
 
     Raises:
         ValueError: A width or kernel size is out of range, or their counts do not fit.
@@ -83,7 +83,7 @@ def fcn(
         found, flowing = {}, pictures
         for name in _layers(params):
             layer = params[name]
-            flowing = found[name] = jax.nn.relu(convolution(flowing, layer["kernel"], layer["bias"]))
+            flowing = found[name] = convolution(flowing, layer["kernel"], layer["bias"], relu=True)
         return found
 
     def apply(params: Params, pictures: jax.Array) -> jax.Array:

@@ -8,9 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.conv import conv2d
+from maskprune.conv import OWN, Way, conv2d
 from maskprune.labels import BROKEN, UNKNOWN, Axis, Labels, Value
 from maskprune.rules.base import Equation, Rule, Site, as_rules
+from maskprune.rules.elementwise import elementwise
 
 
 # What adds nothing to a reduction; None: every entry counts.
@@ -181,22 +182,29 @@ def convolution_shrink(site: Site, left: Any, right: Any) -> Any:
     )
 
 
-def own_convolution(labels: Labels, equation: Equation, left: Value, right: Value) -> Value:
+def own_convolution(labels: Labels, equation: Equation, left: Value, right: Value, *bias: Value) -> Value:
     """`conv2d` in a way that XLA's primitive does not show: [N, H, W, I] and [k, l, I, O] to [N, H, W, O]."""
     last = SimpleNamespace(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2))
     params = {"dimension_numbers": last, "feature_group_count": 1, "batch_group_count": 1}
-    return convolution(labels, equation._replace(params=params), left, right)
+    found = convolution(labels, equation._replace(params=params), left, right)
+    for each in bias:
+        spread = Value((1, 1, 1, *each.shape), (None, None, None, *each.axes), None, each.weights)
+        (found,) = elementwise(labels, equation._replace(name="add"), found, spread)
+    if OWN[equation.params["name"]]:
+        zero = Value((), (), np.zeros(()), True)
+        (found,) = elementwise(labels, equation._replace(name="max"), found, zero)
+    return found
 
 
-def own_convolution_shrink(site: Site, left: Any, right: Any) -> Any:
-    if 0 in right.shape:
-        return jnp.zeros(site.shapes[0], left.dtype)
+def own_convolution_shrink(site: Site, *arrays: Any, way: Way | None = None) -> Any:
     products = (e.params["precision"] for e in site.params["jaxpr"].eqns if e.primitive.name == "dot_general")
-    return conv2d(left, right, way=site.params["name"].removeprefix("conv2d_"), precision=next(products, "highest"))
+    name = site.params["name"]
+    way = way or name.split("_")[1]
+    return conv2d(*arrays, relu=OWN[name], way=way, precision=next(products, "highest"))
 
 
 RULES = {
-    "jit:conv2d_blocked": Rule(own_convolution, own_convolution_shrink),
+    **as_rules([f"jit:{name}" for name in OWN], Rule(own_convolution, own_convolution_shrink)),
     **as_rules([name for name in NEUTRAL if not name.startswith("cum")], Rule(reduce)),
     **as_rules([name for name in NEUTRAL if name.startswith("cum")], Rule(cumulate)),
     **as_rules(["reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"], Rule(window)),

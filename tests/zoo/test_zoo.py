@@ -25,12 +25,14 @@ LARGE = {"densenet121-linen", "resnet50-linen"}
 NO_MASKS = {"weight_norm-plain"}
 
 NAMES = [name for name in BY_ID if name not in NO_MASKS]
+# The same network in another style has the same plan (tested below) and a jaxpr much like the first one's.
+AGAIN = {name for name in NAMES if name != next(n for n in NAMES if n.partition("-")[0] == name.partition("-")[0])}
 BATCH_NORM = [entry.id for entry in ALL if entry.style != "equinox"]
 
 
 def marked(names: list[str], broken: Mapping[str, str] = MappingProxyType({})) -> list[object]:
-    """Test cases, of which the large are slow and the broken expected to fail."""
-    marks = {name: [pytest.mark.slow] for name in LARGE}
+    """Test cases, of which the large and the repeated are slow and the broken expected to fail."""
+    marks = {name: [pytest.mark.slow] for name in LARGE | AGAIN}
     marks |= {name: [pytest.mark.xfail(strict=True, reason=reason)] for name, reason in broken.items()}
     return [pytest.param(name, marks=marks.get(name, [])) for name in names]
 
