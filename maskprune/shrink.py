@@ -16,6 +16,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.conv import OWN, finish
 from maskprune.groups import leaf_path
 from maskprune.labels import Axis, Labels, Value
 from maskprune.plan import Dropped, Plan
@@ -102,19 +103,25 @@ def _dtype(leaf: Any) -> Any:
     return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
 
 
-def _skipped(name: str, params: Mapping[str, Any], arrays: Sequence[Any], shape: tuple[Any, ...]) -> bool:
-    """Whether an equation multiplies with a dropped kernel in the way that hands on the other operand."""
-    if len(arrays) != 2 or not isinstance(arrays[1], _Identity) or np.shape(arrays[0]) != tuple(shape):
-        return False
-    kernel = arrays[1].dropped
+def _handed_on(name: str, params: Mapping[str, Any], arrays: Sequence[Any], shape: tuple[Any, ...]) -> Any:
+    """What an equation gives that multiplies with a dropped kernel in the way that hands on the other operand.
+
+    None if it does anything else.
+    """
+    if len(arrays) < 2 or not isinstance(arrays[1], _Identity) or np.shape(arrays[0]) != tuple(shape):
+        return None
+    given, kernel = arrays[0], arrays[1].dropped
     if name == "dot_general":
         (left, right), batch = params["dimension_numbers"]
-        return not any(batch) and tuple(left) == (len(shape) - 1,) and tuple(right) == (kernel.reads,)
+        still = not any(batch) and tuple(left) == (len(shape) - 1,) and tuple(right) == (kernel.reads,)
+        return given if still else None
     if name == "conv_general_dilated":
         read = params["dimension_numbers"].rhs_spec[1]
         still = all(n == 1 for n in (*params["window_strides"], *params["lhs_dilation"], params["feature_group_count"]))
-        return still and read == kernel.reads
-    return name in ("jit", "pjit") and str(params["name"]).startswith("conv2d_")
+        return given if still and read == kernel.reads else None
+    if params.get("name") in OWN:
+        return finish(given, *(arrays[2:] or [None]), relu=OWN[params["name"]])
+    return None
 
 
 def _full(plan: Plan, tree: Any, state: bool) -> Any:
@@ -236,8 +243,10 @@ class Shrunk:
         if all(0 in shape for shape in shapes):
             return [jnp.zeros(s, var.aval.dtype) for s, var in zip(shapes, raw.outvars, strict=True)]
         arrays = [get(atom) for atom in raw.invars]
-        if len(shapes) == 1 and _skipped(raw.primitive.name, raw.params, arrays, shapes[0]):
-            return arrays[:1]
+        if len(shapes) == 1:
+            found = _handed_on(raw.primitive.name, raw.params, arrays, shapes[0])
+            if found is not None:
+                return [found]
         if raw.primitive.name == "transpose" and isinstance(arrays[0], _Identity):
             return [arrays[0].transposed(raw.params["permutation"])]
         arrays = [jnp.asarray(a.dropped.values()) if isinstance(a, _Identity) else a for a in arrays]

@@ -241,13 +241,14 @@ def _label_rows(positions: np.ndarray, masks: np.ndarray, size: int) -> list[np.
 
 def _first_uses(reading: Reading, leaves: list[Any]) -> list[int]:
     """Numbers of the leaf axes that can shrink, in the order in which the function first uses their leaf."""
-    seen = {id(var): i for i, e in reversed(list(enumerate(reading.scope.jaxpr.eqns))) for var in e.invars}
+    uses = [id(var) for equation in reading.scope.jaxpr.eqns for var in equation.invars]
+    seen = {var: i for i, var in reversed(list(enumerate(uses)))}
     used: list[tuple[int, int]] = []
     number = 0
     for var, value in zip(reading.scope.jaxpr.invars, reading.inputs, strict=True):
         for _ in value.axes:
             if number < len(leaves) and leaves[number] is not None:
-                used.append((seen.get(id(var), len(seen)), number))
+                used.append((seen.get(id(var), len(uses)), number))
             number += 1
     return [number for _, number in sorted(used)]
 

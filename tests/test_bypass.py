@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import away_from_zero, same_bits
+from toys import NATIVE, away_from_zero, same_bits
 
 from maskprune import (
     Rules,
@@ -90,14 +90,14 @@ def test_compacting_takes_the_layer_out():
     assert fcn_size(network) == {"parameters": 27 + 3 + 27 + 1, "multiply_adds": 54}
 
 
-@pytest.mark.parametrize("way", ["xla", "blocked"])
+@pytest.mark.parametrize("way", ["xla", "blocked", NATIVE])
 def test_compacting_any_function_takes_the_layer_out(way):
     model = models.fcn((1, 3), kernel=3, convolution=partial(conv2d, way=way))
     network = bypass(fcn_network((1, 3))[1], "conv1")
     small_apply, small = compact(model.apply, network, PICTURES)
     assert small["conv1"] == {"kernel": None, "bias": None}
     found = str(jax.make_jaxpr(small_apply)(small, PICTURES))
-    assert found.count({"xla": "conv_general_dilated[", "blocked": "name=conv2d_blocked"}[way]) == 2
+    assert found.count("conv_general_dilated[" if way == "xla" else f"name=conv2d_{way}_relu") == 2
     np.testing.assert_array_equal(small_apply(small, PICTURES), model.apply(effective_params(network), PICTURES))
     larger = jnp.ones((3, 20, 11, 1))
     np.testing.assert_allclose(jax.jit(small_apply)(small, larger), model.apply(small_fcn(network), larger), rtol=1e-6)

@@ -1,21 +1,25 @@
 """`conv2d` against a sum over kernel taps in NumPy, in every way it is computed, with its derivatives and refusals."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import BUILT, NATIVE
 
 from maskprune import conv2d
-from maskprune.conv import Way, blocked, default_way
+from maskprune.conv import blocked, default_way, describe_way, native
 
 
-WAYS: list[Way] = ["blocked", "xla"]
+WAYS = [NATIVE, "blocked", "xla"]
 SIDES = [(1, 1), (3, 3), (5, 5), (7, 7), (9, 9), (3, 5), (7, 1)]
 PICTURES = [(1, 1), (2, 3), (5, 7), (13, 16), (32, 32)]
 
-run = jax.jit(conv2d, static_argnames=("padding", "way"))
+run = jax.jit(conv2d, static_argnames=("relu", "padding", "way"))
 
 
 def reference(inputs: jax.typing.ArrayLike, kernel: jax.typing.ArrayLike) -> np.ndarray:
@@ -34,7 +38,7 @@ def numbers(rng: np.random.Generator, *shape: int) -> jax.Array:
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("way", WAYS)
 def test_agrees_with_the_sum_over_taps(rng, way, sides):
-    for n, (height, width) in enumerate(PICTURES if way == "blocked" else PICTURES[1:3]):
+    for n, (height, width) in enumerate(PICTURES[1:3] if way == "xla" else PICTURES):
         before, after = 1 + (n + sides[0]) % 6, 1 + (5 * n + sides[1]) % 6
         inputs, kernel = numbers(rng, 2, height, width, before), numbers(rng, *sides, before, after)
         found = run(inputs, kernel, way=way)
@@ -42,7 +46,7 @@ def test_agrees_with_the_sum_over_taps(rng, way, sides):
         np.testing.assert_allclose(found, reference(inputs, kernel), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["blocked", "xla", None])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("bfloat16", 5e-2), ("float16", 5e-3)])
 def test_keeps_the_number_format(rng, way, dtype, tolerance):
     with jax.enable_x64(True):
@@ -61,30 +65,47 @@ def test_integers_come_out_exact(rng, way):
     assert np.array_equal(found, reference(inputs, kernel))
 
 
+@pytest.mark.parametrize("way", [NATIVE, "blocked"])
 @pytest.mark.parametrize("sides", [(1, 1), (5, 5), (3, 7)])
-def test_gradients_agree_between_ways(rng, sides):
-    inputs, kernel = numbers(rng, 2, 6, 9, 3), numbers(rng, *sides, 3, 2)
+def test_gradients_are_those_of_xla(rng, way, sides):
+    inputs, kernel, bias = numbers(rng, 2, 6, 9, 3), numbers(rng, *sides, 3, 2), numbers(rng, 2)
     weights = numbers(rng, 2, 6, 9, 2)
-    slopes = [
-        jax.jit(jax.grad(lambda x, k, way=way: jnp.sum(weights * run(x, k, way=way)), argnums=(0, 1)))(inputs, kernel)
-        for way in WAYS
-    ]
-    for one, other in zip(*slopes, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    # The kernel's gradient at one tap is the sum of products that tap made.
-    middle = jnp.einsum("nhwi,nhwo->io", inputs, weights, precision="highest")
-    np.testing.assert_allclose(slopes[0][1][sides[0] // 2, sides[1] // 2], middle, rtol=1e-4, atol=1e-4)
+    for relu in (False, True):
+        slopes = [
+            jax.jit(
+                jax.grad(lambda x, k, b, way=way: jnp.sum(weights * run(x, k, b, relu=relu, way=way)), (0, 1, 2))  # noqa: B023
+            )(inputs, kernel, bias)
+            for way in (way, "xla")
+        ]
+        for one, other in zip(*slopes, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        if not relu:  # the kernel's gradient at one tap is the sum of products that tap made
+            middle = jnp.einsum("nhwi,nhwo->io", inputs, weights, precision="highest")
+            np.testing.assert_allclose(slopes[0][1][sides[0] // 2, sides[1] // 2], middle, rtol=1e-4, atol=1e-4)
 
 
-def test_second_derivatives_agree_between_ways(rng):
-    inputs, kernel = numbers(rng, 1, 3, 4, 1), numbers(rng, 3, 3, 1, 2)
-    found = [
-        jax.jit(jax.hessian(lambda k, way=way: jnp.sum(jnp.tanh(run(inputs, k, way=way)))))(kernel) for way in WAYS
-    ]
-    assert found[0].shape == kernel.shape * 2
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
-    flat = found[0].reshape(kernel.size, kernel.size)
-    np.testing.assert_allclose(flat, flat.T, atol=1e-5)
+@pytest.mark.parametrize("way", [NATIVE, "blocked"])
+def test_forward_derivatives_are_those_of_xla(rng, way):
+    given = numbers(rng, 2, 6, 9, 3), numbers(rng, 3, 5, 3, 2), numbers(rng, 2)
+    moved = tuple(numbers(rng, *each.shape) for each in given)
+    one, other = (jax.jvp(partial(conv2d, relu=True, way=each), given, moved) for each in (way, "xla"))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", [NATIVE, "blocked"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_second_derivatives_are_those_of_xla(rng, way, relu):
+    inputs, kernel, bias = numbers(rng, 1, 3, 4, 1), numbers(rng, 3, 3, 1, 2), numbers(rng, 2)
+    loss = lambda k, x, way: jnp.sum(jnp.tanh(run(x, k, bias, relu=relu, way=way)))
+    for hessian in (jax.hessian, lambda f: jax.jacrev(jax.grad(f))):  # forward over reverse, reverse over reverse
+        found = [jax.jit(hessian(partial(loss, way=way)))(kernel, inputs) for way in (way, "xla")]
+        assert found[0].shape == kernel.shape * 2
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+        flat = found[0].reshape(kernel.size, kernel.size)
+        np.testing.assert_allclose(flat, flat.T, atol=1e-5)
+    mixed = [jax.jit(jax.jacrev(jax.grad(partial(loss, way=way)), argnums=1))(kernel, inputs) for way in (way, "xla")]
+    np.testing.assert_allclose(mixed[0], mixed[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -99,11 +120,15 @@ def test_populations_of_pictures_and_kernels(rng, way, axes):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_bias_and_valid_padding(rng, way):
+def test_bias_relu_and_valid_padding(rng, way):
     inputs, kernel, bias = numbers(rng, 2, 7, 9, 2), numbers(rng, 3, 5, 2, 3), jnp.array([1.0, -2.0, 3.0])
     found = run(inputs, kernel, bias, padding="VALID", way=way)
     assert found.shape == (2, 5, 5, 3)
-    np.testing.assert_allclose(found, reference(inputs, kernel)[:, 1:-1, 2:-2] + np.asarray(bias), rtol=1e-4, atol=1e-4)
+    expected = reference(inputs, kernel)[:, 1:-1, 2:-2] + np.asarray(bias)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    found = run(inputs, kernel, bias, relu=True, padding="VALID", way=way)
+    np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
+    assert (np.asarray(found) == 0).any()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
@@ -122,9 +147,10 @@ def test_layers_without_channels(way, before, after):
     assert jax.grad(lambda k: jnp.sum(layer(k)))(kernel).shape == kernel.shape
 
 
-@pytest.mark.parametrize(("way", "beyond"), [("xla", 0), ("blocked", blocked.BLOCK - 1)])
-def test_a_bad_pixel_stays_where_it_is_seen(rng, way, beyond):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_bad_pixel_stays_where_it_is_seen(rng, way):
     """A block is one product over its window, so in the blocked way 0 * NaN spoils the block, and no more than that."""
+    beyond = blocked.BLOCK - 1 if way == "blocked" else 0
     inputs = np.asarray(numbers(rng, 2, 24, 24, 2)).copy()
     clean = run(jnp.asarray(inputs), numbers(rng, 5, 5, 2, 3), way=way)
     inputs[1, 10, 13, 0] = np.nan
@@ -147,6 +173,77 @@ def test_a_bad_weight_stays_in_its_channel(rng, way):
 def test_the_default_is_one_of_the_ways(rng):
     inputs, kernel = numbers(rng, 1, 5, 5, 1), numbers(rng, 3, 3, 1, 2)
     assert np.array_equal(run(inputs, kernel), run(inputs, kernel, way=default_way()))
+    assert describe_way().startswith(default_way())
+
+
+@BUILT
+def test_a_member_of_a_population_gets_the_bits_of_a_single_run(rng):
+    inputs, kernels, biases = numbers(rng, 4, 2, 33, 20, 3), numbers(rng, 4, 5, 5, 3, 2), numbers(rng, 4, 2)
+
+    def slopes(x, k, b):
+        loss = lambda x, k, b: jnp.sum(conv2d(x, k, b, relu=True, way="native") ** 2)
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(x, k, b)
+
+    inputs = inputs.at[1, 0, 3, 3, 0].set(jnp.nan)
+    together = jax.jit(jax.vmap(slopes))(inputs, kernels, biases)
+    for i in (0, 2, 3):  # the second member is lost, and nobody else notices
+        alone = jax.jit(slopes)(inputs[i], kernels[i], biases[i])
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-6)
+    twice = jax.vmap(jax.vmap(partial(conv2d, way="native"), (None, 0)), (0, None))(inputs[2:], kernels)
+    assert twice.shape == (2, 4, 2, 33, 20, 2)
+    np.testing.assert_array_equal(twice[1, 3], conv2d(inputs[3], kernels[3], way="native"))
+
+
+ELSEWHERE = """
+import os, sys
+if sys.argv[1]:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax, jax.numpy as jnp, numpy as np
+from maskprune import conv2d
+from maskprune.conv import native
+assert native.LEVEL == sys.argv[2], native.LEVEL
+rng = np.random.default_rng(1)
+x, k, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 70, 91, 7), (5, 3, 7, 8), (8,)))
+loss = lambda x, k, b: jnp.sum(conv2d(x, k, b, relu=True, way="native") ** 2)
+found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(x, k, b)
+np.savez(sys.argv[3], *jax.tree.leaves(found))
+"""
+
+
+@BUILT
+def test_one_processor_gives_the_same_bits_and_older_ones_the_same_numbers(tmp_path):
+    levels = ["baseline", "avx2", "avx512"]
+    levels = levels[: levels.index(native.LEVEL) + 1]
+    found = {}
+    for single, level in [("", native.LEVEL), *(("yes", level) for level in levels)]:
+        path = tmp_path / f"{single}{level}.npz"
+        environment = os.environ | {"MASKPRUNE_NATIVE": level, "JAX_PLATFORMS": "cpu"}
+        subprocess.run([sys.executable, "-c", ELSEWHERE, single, level, str(path)], env=environment, check=True)
+        with np.load(path) as file:
+            found[single, level] = [file[name] for name in file.files]
+    for level in levels:
+        for a, b in zip(found["", native.LEVEL], found["yes", level], strict=True):
+            if level == native.LEVEL and a.ndim == 4:  # what is ours; XLA's own sum of the loss may differ
+                np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2)
+
+
+def test_without_the_library_another_way_is_taken(monkeypatch, rng):
+    monkeypatch.setattr(native, "LEVEL", None)
+    assert default_way() == "blocked" and describe_way() == "blocked"
+    with pytest.raises(ValueError, match=r"has no compiled convolution: use \"blocked\""):
+        conv2d(numbers(rng, 1, 5, 5, 1), numbers(rng, 3, 3, 1, 2), way="native")
+
+
+@BUILT
+def test_the_native_way_says_what_it_cannot_do():
+    ones = partial(jnp.ones, dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="the arrays are bfloat16"):
+        conv2d(ones((1, 5, 5, 1)), ones((3, 3, 1, 2)), way="native")
+    environment = os.environ | {"MASKPRUNE_NATIVE": "mmx"}
+    done = subprocess.run([sys.executable, "-c", "import maskprune"], env=environment, capture_output=True, text=True)
+    assert "MASKPRUNE_NATIVE is 'mmx'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -158,7 +255,7 @@ def test_the_default_is_one_of_the_ways(rng):
         ((1, 4, 4, 2), (4, 3, 2, 1), {}, r"`kernel` has shape \(4, 3, 2, 1\).*odd"),
         ((1, 4, 4, 2), (3, 2, 2, 1), {}, r"first two sides must be odd"),
         ((1, 4, 4, 2), (3, 3, 2, 1), {"padding": "same"}, r"`padding` is 'same': use \"SAME\" or \"VALID\""),
-        ((1, 4, 4, 2), (3, 3, 2, 1), {"way": "fast"}, r"`way` is 'fast': use \"blocked\" or \"xla\""),
+        ((1, 4, 4, 2), (3, 3, 2, 1), {"way": "fast"}, r"`way` is 'fast': use \"native\", \"blocked\" or"),
         ((1, 4, 4, 2), (3, 3, 2, 1), {"way": ""}, r"`way` is ''"),
     ],
 )

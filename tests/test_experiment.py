@@ -143,7 +143,10 @@ def test_starts_from_a_saved_network_without_training_it_first(program, finished
     assert again["steps"] <= 20
 
 
-@pytest.mark.parametrize("task", ["canny", "threshold", "local-mean", "otsu", "adaptive"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("local-mean", "otsu", "adaptive")]
+
+
+@pytest.mark.parametrize("task", ["canny", "threshold", *SLOW])
 def test_every_task_runs(program, finished, tmp_path, task):
     out, _, config = finished
     recipe = dataclasses.replace(config.recipe, selector="taylor", first_steps=None, steps=2, final_steps=0)

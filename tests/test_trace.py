@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import TOYS
+from toys import NATIVE, TOYS
 
 import maskprune
 from maskprune import (
@@ -57,7 +57,7 @@ def test_hand_made_groups_are_found(make):
     assert {group.name: set(group.slices) for group in found} == {g.name: set(g.slices) for g in toy.groups}
 
 
-@pytest.mark.parametrize("way", ["xla", "blocked"])
+@pytest.mark.parametrize("way", ["xla", "blocked", NATIVE])
 def test_the_groups_of_the_fcn_are_found_whatever_its_convolution(way):
     model = models.fcn((3, 4, 2), convolution=partial(conv2d, way=way))
     params = jax.eval_shape(model.init, jax.random.key(0))

@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from maskprune import Group, Groups, Slice, conv2d, models
+from maskprune.conv import native
+
+
+# Tests of what a C++ compiler makes; where there was none, they are skipped.
+BUILT = pytest.mark.skipif(native.LEVEL is None, reason="installed without a compiler")
+NATIVE = pytest.param("native", marks=BUILT)
 
 
 class Toy(NamedTuple):

@@ -5,3 +5,4 @@ from maskprune.conv.choose import Way as Way
 from maskprune.conv.choose import conv2d as conv2d
 from maskprune.conv.choose import default_way as default_way
 from maskprune.conv.choose import describe_way as describe_way
+from maskprune.conv.choose import finish as finish

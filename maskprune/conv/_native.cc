@@ -274,17 +274,19 @@ LEVEL(avx2, __attribute__((target("avx2,fma"))), 8, 16)
 LEVEL(avx512, __attribute__((target("avx512f,fma"))), 16, 32)
 #endif
 
-const Level& level() {
-  static const Level& found = []() -> const Level& {
+// The best that this processor can do, or the one of the name wanted; null if it cannot do that.
+const Level* find_level(const char* wanted) {
+  auto fits = [wanted](const Level& level) { return !*wanted || !std::strcmp(wanted, level.name); };
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) return k_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return k_avx2;
+  __builtin_cpu_init();
+  bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (fits(k_avx512) && fma && __builtin_cpu_supports("avx512f")) return &k_avx512;
+  if (fits(k_avx2) && fma) return &k_avx2;
 #endif
-    return k_baseline;
-  }();
-  return found;
+  return fits(k_baseline) ? &k_baseline : nullptr;
 }
+
+const Level* level = nullptr;  // set once, before any call
 
 // Runs work(unit) for all units on the threads of the pool and the caller's. A helper that starts late finds nothing to
 // do, so nobody ever waits for a thread that has not begun.
@@ -320,7 +322,7 @@ ffi::Error Convolve(ffi::ThreadPool pool, Floats x, Floats kernel, Floats bias, 
   Shape s(d[0], d[1], d[2], d[3], d[4], k[4], k[1], k[2]);
   const float *from = x.typed_data(), *weights = kernel.typed_data(), *offsets = bias.typed_data();
   float* to = y->typed_data();
-  share(pool, s.units(), [&](int64_t unit) { level().forward(s, from, weights, offsets, to, relu, unit); });
+  share(pool, s.units(), [&](int64_t unit) { level->forward(s, from, weights, offsets, to, relu, unit); });
   return ffi::Error::Success();
 }
 
@@ -331,7 +333,7 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Floats x, Floats g, Result resul
   int64_t size = s.tall * s.wide * s.I * s.O;
   std::unique_ptr<float[]> parts(new float[s.units() * size]);
   const float *from = x.typed_data(), *given = g.typed_data();
-  share(pool, s.units(), [&](int64_t unit) { level().gradient(s, from, given, parts.get(), unit); });
+  share(pool, s.units(), [&](int64_t unit) { level->gradient(s, from, given, parts.get(), unit); });
   const float* part = parts.get();
   for (int64_t member = 0; member < s.P; ++member) {
     float* sum = result->typed_data() + member * size;
@@ -344,7 +346,13 @@ ffi::Error KernelGradient(ffi::ThreadPool pool, Floats x, Floats g, Result resul
 
 }  // namespace
 
-extern "C" const char* maskprune_level() { return level().name; }
+// Chooses the instruction set, the best one for an empty name. Gives its name, or null if there is no such thing here.
+extern "C" const char* maskprune_level(const char* wanted) {
+  const Level* found = find_level(wanted);
+  if (!found) return nullptr;
+  level = found;
+  return level->name;
+}
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     maskprune_convolve, Convolve,

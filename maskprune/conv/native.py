@@ -5,12 +5,14 @@ convolution and the gradient of its kernel: forward and backward derivatives of 
 of a population (`vmap`) are a leading axis of both. Logical shapes are the usual ones; in memory pictures are planar,
 one channel after another, and XLA lays out what stands between two calls in the same way.
 
-Whoever installs without a C++ compiler has no library here (`LEVEL` is then None) and `conv2d` takes another way.
+Whoever installs without a C++ compiler has no library here (`LEVEL` is then None) and `conv2d` takes another way. The
+environment variable MASKPRUNE_NATIVE names the instruction set to use instead of the best one, or says `off`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from functools import partial
 from importlib import util
@@ -18,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -26,9 +29,7 @@ PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
 TARGETS = ("maskprune_convolve", "maskprune_kernel_gradient")
 
 
-def conv2d_native(
-    inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, relu: bool
-) -> jax.Array:
+def conv2d_native(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, relu: bool) -> jax.Array:
     """Stride 1, zero padding to the same size, odd kernel, float32. [N, H, W, I] and [k, l, I, O] give [N, H, W, O]."""
     bias = jnp.zeros(kernel.shape[3], kernel.dtype) if bias is None else bias
     layer = _layer_relu if relu else _layer
@@ -42,17 +43,23 @@ def takes(dtype: jax.typing.DTypeLike) -> bool:
 
 def _load() -> str | None:
     """Registers the library's functions with JAX; gives the instruction set it uses, None where there is none."""
+    wanted = os.environ.get("MASKPRUNE_NATIVE", "")
     found = util.find_spec("maskprune.conv._native")
-    if found is None or found.origin is None:
+    if wanted == "off" or found is None or found.origin is None:
         return None
     try:
         library = ctypes.CDLL(found.origin)
     except OSError:  # built for another system
         return None
+    library.maskprune_level.restype = ctypes.c_char_p
+    level = library.maskprune_level(wanted.encode())
+    if level is None:
+        raise ValueError(
+            f"MASKPRUNE_NATIVE is {wanted!r}: use off, baseline, avx2 or avx512, as far as this processor has them."
+        )
     for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-    library.maskprune_level.restype = ctypes.c_char_p
-    return library.maskprune_level().decode()
+    return level.decode()
 
 
 LEVEL = _load()
@@ -85,9 +92,8 @@ def _primitive(name: str, run: Any) -> Primitive:
     """A primitive computed by `run` for all members at once."""
     primitive = Primitive(name)
     primitive.def_impl(lambda *arrays, **params: jax.jit(partial(run, **params))(*arrays))
-    primitive.def_abstract_eval(
-        lambda *arrays, **params: jax.core.ShapedArray(jax.eval_shape(partial(run, **params), *arrays).shape, arrays[0].dtype)
-    )
+    made = lambda *arrays, **params: jax.eval_shape(partial(run, **params), *arrays).shape
+    primitive.def_abstract_eval(lambda *arrays, **params: ShapedArray(made(*arrays, **params), jnp.float32))
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
 
     def batch(arrays: Sequence[jax.Array], axes: Sequence[int | None], **params: Any) -> tuple[jax.Array, int]:
@@ -125,6 +131,11 @@ ad.defbilinear(
 )
 
 
+def _everywhere(bias: jax.Array, x: jax.Array) -> jax.Array:
+    """The bias at every pixel, as a convolution of ones: its gradient is then one of our calls, not XLA's slow sum."""
+    return _convolve.bind(jnp.ones((*x.shape[:4], 1), x.dtype), bias[:, None, None, None])
+
+
 def _layer(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return _convolve.bind(x, kernel) + bias[:, None, None, None]
 
@@ -138,5 +149,5 @@ def _layer_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 def _(primals: Any, tangents: Any) -> Any:
     (x, kernel, _), (dx, dkernel, dbias) = primals, tangents
     y = _layer_relu(*primals)
-    slope = _convolve.bind(dx, kernel) + _convolve.bind(x, dkernel) + dbias[:, None, None, None]
+    slope = _convolve.bind(dx, kernel) + _convolve.bind(x, dkernel) + _everywhere(dbias, x)
     return y, jnp.where(y > 0, slope, 0)

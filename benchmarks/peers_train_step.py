@@ -1,0 +1,123 @@
+"""The training step of `train_step.py` in PyTorch or TensorFlow, in a process of its own.
+
+Prints the names of its variants as one line of JSON, warmed up and with the seconds the first calls took; then reads
+lines `variant steps` and answers each with the milliseconds of one step. `train_step.py` starts it and lets it take
+turns with itself: `python peers_train_step.py torch --size 128 --batch 3`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+
+
+WIDTHS = (1, 5, 5, 1)
+Run = Callable[[int], None]
+
+
+def torch_variants(size: int, batch: int) -> dict[str, Run]:
+    """Eager, with channels last, and compiled; the data are on the device, as float32."""
+    import torch
+    from torch import nn
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+    def make(*, last: bool, compiled: bool) -> Run:
+        torch.manual_seed(0)
+        layers = [(nn.Conv2d(a, b, 5, padding=2), nn.ReLU()) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False)]
+        model = nn.Sequential(*(each for pair in layers for each in pair)).to(device)
+        pictures = torch.rand(batch, 1, size, size, device=device)
+        if last:
+            model, pictures = (
+                model.to(memory_format=torch.channels_last),
+                pictures.to(memory_format=torch.channels_last),
+            )
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
+
+        def loss() -> torch.Tensor:
+            return ((model(pictures) - 0.5 * pictures) ** 2).mean()
+
+        loss = torch.compile(loss, mode="reduce-overhead" if device == "cuda" else "default") if compiled else loss
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                loss().backward()
+                optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    name = f"PyTorch {torch.__version__}"
+    return {
+        f"{name}, eager": make(last=False, compiled=False),
+        f"{name}, channels last": make(last=True, compiled=False),
+        f"{name}, torch.compile": make(last=False, compiled=True),
+        f"{name}, torch.compile, channels last": make(last=True, compiled=True),
+    }
+
+
+def tensorflow_variants(size: int, batch: int) -> dict[str, Run]:
+    """One `tf.function` that takes all steps of a call, and one that takes a single step."""
+    import tensorflow as tf
+
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    layers = [tf.keras.layers.Conv2D(b, 5, padding="same", activation="relu") for b in WIDTHS[1:]]
+    model = tf.keras.Sequential([tf.keras.Input((size, size, 1)), *layers])
+    pictures = tf.random.uniform((batch, size, size, 1))
+    optimizer = tf.keras.optimizers.Adam(1e-3)
+    optimizer.build(model.trainable_variables)
+
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(pictures, training=True) - 0.5 * pictures) ** 2)
+        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+
+    single = tf.function(step)
+
+    @tf.function
+    def loop(steps: tf.Tensor) -> None:
+        for _ in tf.range(steps):
+            step()
+
+    def run_single(steps: int) -> None:
+        for _ in range(steps):
+            single()
+
+    name = f"TensorFlow {tf.__version__}"
+    return {
+        f"{name}, tf.function": run_single,
+        f"{name}, tf.function with the loop inside": lambda steps: loop(tf.constant(steps)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", choices=["torch", "tensorflow"])
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    options = parser.parse_args()
+    make = torch_variants if options.library == "torch" else tensorflow_variants
+    variants = make(options.size, options.batch)
+    compile_s = {}
+    for name, run in variants.items():
+        began = time.perf_counter()
+        run(1)
+        compile_s[name] = time.perf_counter() - began
+        run(3)
+    print(json.dumps(compile_s), flush=True)
+    for line in sys.stdin:
+        name, steps = line.rsplit(maxsplit=1)
+        began = time.perf_counter()
+        variants[name](int(steps))
+        print((time.perf_counter() - began) / int(steps) * 1e3, flush=True)
+
+
+if __name__ == "__main__":
+    main()
