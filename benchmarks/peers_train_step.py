@@ -8,6 +8,7 @@ turns with itself: `python peers_train_step.py torch --size 128 --batch 3`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -29,7 +30,7 @@ def torch_variants(size: int, batch: int) -> dict[str, Run]:
 
     def make(*, last: bool, compiled: bool) -> Run:
         torch.manual_seed(0)
-        layers = [(nn.Conv2d(a, b, 5, padding=2), nn.ReLU()) for a, b in zip(WIDTHS, WIDTHS[1:], strict=False)]
+        layers = [(nn.Conv2d(a, b, 5, padding=2), nn.ReLU()) for a, b in itertools.pairwise(WIDTHS)]
         model = nn.Sequential(*(each for pair in layers for each in pair)).to(device)
         pictures = torch.rand(batch, 1, size, size, device=device)
         if last:
@@ -77,7 +78,8 @@ def tensorflow_variants(size: int, batch: int) -> dict[str, Run]:
     def step() -> None:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean((model(pictures, training=True) - 0.5 * pictures) ** 2)
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+        slopes = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(slopes, model.trainable_variables, strict=True))
 
     single = tf.function(step)
 

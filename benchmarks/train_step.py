@@ -1,8 +1,8 @@
 """How long does one training step take: by convolution, by optimizer, and in other libraries?
 
 Trains the 1-5-5-1 network (Adam, mean squared error, float32, data on the device) in the compiled loop that sessions
-use. All variants take turns, after a warm-up; compilation is timed apart. Other libraries run in processes of their own,
-which wait while it is not their turn, from whatever interpreter has them installed. Quote ratios: absolute times depend
+use. All variants take turns, after a warm-up; compilation is timed apart. Other libraries run in processes of their
+own, which wait while it is not their turn, from whatever interpreter has them installed. Quote ratios: times depend
 on the machine and on who else uses it.
 
     python benchmarks/train_step.py --sizes 128 256 --json result.json

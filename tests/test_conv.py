@@ -174,6 +174,9 @@ def test_the_default_is_one_of_the_ways(rng):
     inputs, kernel = numbers(rng, 1, 5, 5, 1), numbers(rng, 3, 3, 1, 2)
     assert np.array_equal(run(inputs, kernel), run(inputs, kernel, way=default_way()))
     assert describe_way().startswith(default_way())
+    assert default_way(jnp.bfloat16) != "native"
+    if jax.default_backend() == "cpu":
+        assert default_way() == ("blocked" if native.LEVEL is None else "native")
 
 
 @BUILT

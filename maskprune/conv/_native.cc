@@ -24,6 +24,13 @@ namespace ffi = xla::ffi;
 
 #define INLINE inline __attribute__((always_inline))
 
+// Keeps a vector in a register: compilers would rather read it from memory again for every use.
+#if defined(__x86_64__)
+#define KEEP(vector) asm("" : "+v"(vector))
+#else
+#define KEEP(vector)
+#endif
+
 namespace {
 
 // P members, N pictures each, H x W pixels, I channels in, O out, a kernel of tall x wide taps.
@@ -196,7 +203,10 @@ struct Kernels {
       for (int64_t column = 0; column < t.s.W; column += LANES) {
         Vector slopes[OUTPUTS];
 #pragma GCC unroll 16
-        for (int o = 0; o < OUTPUTS; ++o) slopes[o] = *reinterpret_cast<const Loose*>(given + o * t.g_plane + column);
+        for (int o = 0; o < OUTPUTS; ++o) {
+          slopes[o] = *reinterpret_cast<const Loose*>(given + o * t.g_plane + column);
+          KEEP(slopes[o]);
+        }
 #pragma GCC unroll 16
         for (int k = 0; k < TAPS; ++k) {
           Vector pixels = *reinterpret_cast<const Loose*>(x[k] + from + column);

@@ -38,7 +38,7 @@ def conv2d_native(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, 
 
 def takes(dtype: jax.typing.DTypeLike) -> bool:
     """Whether the native way computes in this number format, on this machine."""
-    return LEVEL is not None and dtype == jnp.float32
+    return LEVEL is not None and jnp.dtype(dtype) == jnp.float32
 
 
 def _load() -> str | None:
