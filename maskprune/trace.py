@@ -182,7 +182,7 @@ class _Namer:
         offered = [group for group in found if group is not None and not self._all_or_nothing(group)]
         tied = [group for group in found if group is not None and self._all_or_nothing(group)]
         named = _unique_names(offered)
-        return Groups(tuple(named), tuple(self._refused(named, tied)))
+        return Groups(tuple(named), tuple(self._refused(offered, tied)))
 
     def _group(self, places: np.ndarray, members: np.ndarray) -> Group | None:
         _, first, member = np.unique(members, return_index=True, return_inverse=True)
