@@ -230,11 +230,11 @@ def _label_rows(positions: np.ndarray, masks: np.ndarray, size: int) -> list[np.
     """Labels along an axis; more than one row where a position goes with either of several masks of the group."""
     found = []
     while len(positions):
-        first = np.unique(positions, return_index=True)[1]
+        first = np.unique(positions, return_index=True)[1] if (np.diff(positions) <= 0).any() else slice(None)
         labels = np.full(size, -1)
         labels[positions[first]] = masks[first]
         found.append(labels)
-        rest = np.setdiff1d(np.arange(len(positions)), first)
+        rest = np.delete(np.arange(len(positions)), first)
         positions, masks = positions[rest], masks[rest]
     return found
 
