@@ -1,8 +1,8 @@
 """The training step of `train_step.py` in PyTorch or TensorFlow, in a process of its own.
 
-Prints the names of its variants as one line of JSON, warmed up and with the seconds the first calls took; then reads
-lines `variant steps` and answers each with the milliseconds of one step. `train_step.py` starts it and lets it take
-turns with itself: `python peers_train_step.py torch --size 128 --batch 3`.
+Prints the names of its variants as one line of JSON, with the seconds that their first calls took; then reads lines
+`variant steps` and answers each with the milliseconds of one step. `train_step.py` starts it and lets it take turns
+with itself: `python peers_train_step.py torch --size 128 --batch 3`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ def torch_variants(size: int, batch: int) -> dict[str, Run]:
         model = nn.Sequential(*(each for pair in layers for each in pair)).to(device)
         pictures = torch.rand(batch, 1, size, size, device=device)
         if last:
-            model, pictures = (
-                model.to(memory_format=torch.channels_last),
-                pictures.to(memory_format=torch.channels_last),
-            )
+            model = model.to(memory_format=torch.channels_last)
+            pictures = pictures.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
 
         def loss() -> torch.Tensor:
@@ -112,7 +110,6 @@ def main() -> None:
         began = time.perf_counter()
         run(1)
         compile_s[name] = time.perf_counter() - began
-        run(3)
     print(json.dumps(compile_s), flush=True)
     for line in sys.stdin:
         name, steps = line.rsplit(maxsplit=1)

@@ -120,7 +120,7 @@ def _handed_on(name: str, params: Mapping[str, Any], arrays: Sequence[Any], shap
         still = all(n == 1 for n in (*params["window_strides"], *params["lhs_dilation"], params["feature_group_count"]))
         return given if still and read == kernel.reads else None
     if params.get("name") in OWN:
-        return finish(given, *(arrays[2:] or [None]), relu=OWN[params["name"]])
+        return finish(given, *(arrays[2:] or [None]), relu=OWN[params["name"]].relu)
     return None
 
 

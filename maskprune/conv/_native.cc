@@ -89,12 +89,19 @@ struct Kernels {
   typedef float Loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
   static constexpr bool kMany = REGISTERS >= 32;
-  // Output channels in one tile, and the pixel vectors (forward) or taps (gradient) that go with so many.
+  // Output channels in one tile at most, and by their number the pixel vectors (forward) and taps (gradient) beside.
   static constexpr int kOutputs = kMany ? 6 : 5;
-  static constexpr int pixels(int outputs) { return kMany ? (outputs <= 2 ? 8 : 4) : outputs == 1 ? 8 : outputs <= 3 ? 4 : 2; }
-  static constexpr int taps(int outputs) { return kMany ? (outputs == 1 ? 12 : outputs <= 5 ? 5 : 4) : outputs == 1 ? 8 : outputs == 2 ? 5 : outputs == 3 ? 3 : 2; }
+  static constexpr int kPixels[2][7] = {{0, 8, 4, 4, 2, 2}, {0, 8, 8, 4, 4, 4, 4}};
+  static constexpr int kTaps[2][7] = {{0, 8, 5, 3, 2, 2}, {0, 12, 5, 5, 5, 5, 4}};
 
-  static int64_t stride(const Shape& s) { return (s.W + LANES - 1) / LANES * LANES + s.wide - 1; }
+  // The next tile's output channels, of so many left: tiles of nearly equal size.
+  static int64_t next_outputs(int64_t left) {
+    int64_t tiles = (left + kOutputs - 1) / kOutputs;
+    return (left + tiles - 1) / tiles;
+  }
+
+  static int64_t whole(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+  static int64_t stride(const Shape& s) { return whole(s.W) + s.wide - 1; }
 
   // Forward: y = relu?(x * k + bias).
 
@@ -148,11 +155,11 @@ struct Kernels {
   }
 
   template <int OUTPUTS>
-  static INLINE void forward_outputs(const Forward& f, int64_t row, int64_t output, int count) {
+  static INLINE void forward_outputs(const Forward& f, int64_t row, int64_t output, int64_t count) {
     if constexpr (OUTPUTS > 1) {
       if (count < OUTPUTS) return forward_outputs<OUTPUTS - 1>(f, row, output, count);
     }
-    forward_row<OUTPUTS, pixels(OUTPUTS)>(f, row, 0, output);
+    forward_row<OUTPUTS, kPixels[kMany][OUTPUTS]>(f, row, 0, output);
   }
 
   static INLINE void forward(const Shape& s, const float* x, const float* kernel, const float* bias, float* y,
@@ -164,12 +171,10 @@ struct Kernels {
                 stride);
     Forward f{s, padded, kernel + band.member * s.tall * s.wide * s.I * s.O, bias + band.member * s.O,
               y + (band.picture * s.O * s.H + band.top) * s.W, stride, plane, relu};
-    int64_t blocks = (s.O + kOutputs - 1) / kOutputs;
     for (int64_t row = 0; row < band.rows; ++row)
-      for (int64_t block = 0, output = 0; block < blocks; ++block) {
-        int count = int((s.O - output + blocks - block - 1) / (blocks - block));  // blocks of nearly equal size
+      for (int64_t output = 0, count; output < s.O; output += count) {
+        count = next_outputs(s.O - output);
         forward_outputs<kOutputs>(f, row, output, count);
-        output += count;
       }
   }
 
@@ -230,17 +235,17 @@ struct Kernels {
   }
 
   template <int OUTPUTS>
-  static INLINE void gradient_outputs(const Gradient& t, int64_t input, int64_t output, int count) {
+  static INLINE void gradient_outputs(const Gradient& t, int64_t input, int64_t output, int64_t count) {
     if constexpr (OUTPUTS > 1) {
       if (count < OUTPUTS) return gradient_outputs<OUTPUTS - 1>(t, input, output, count);
     }
-    gradient_taps<OUTPUTS, taps(OUTPUTS)>(t, 0, input, output);
+    gradient_taps<OUTPUTS, kTaps[kMany][OUTPUTS]>(t, 0, input, output);
   }
 
   static INLINE void gradient(const Shape& s, const float* x, const float* g, float* parts, int64_t unit) {
     Band band(s, unit);
     int64_t stride = Kernels::stride(s), height = band.rows + s.tall - 1;
-    int64_t g_stride = (s.W + LANES - 1) / LANES * LANES;
+    int64_t g_stride = whole(s.W);
     float* padded = scratch(0, s.I * height * stride);
     float* given = scratch(1, s.O * band.rows * g_stride);
     copy_padded(x + band.picture * s.I * s.H * s.W, padded, s.I, s.H, s.W, band.top - s.tall / 2, height, s.wide / 2,
@@ -248,12 +253,10 @@ struct Kernels {
     copy_padded(g + band.picture * s.O * s.H * s.W, given, s.O, s.H, s.W, band.top, band.rows, 0, g_stride);
     Gradient t{s, padded, given, parts + unit * s.tall * s.wide * s.I * s.O, stride, height * stride, g_stride,
                band.rows * g_stride, band.rows};
-    int64_t blocks = (s.O + kOutputs - 1) / kOutputs;
     for (int64_t input = 0; input < s.I; ++input)
-      for (int64_t block = 0, output = 0; block < blocks; ++block) {
-        int count = int((s.O - output + blocks - block - 1) / (blocks - block));
+      for (int64_t output = 0, count; output < s.O; output += count) {
+        count = next_outputs(s.O - output);
         gradient_outputs<kOutputs>(t, input, output, count);
-        output += count;
       }
   }
 };

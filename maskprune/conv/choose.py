@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,19 @@ from maskprune.conv.xla import conv2d_xla
 Way = Literal["native", "blocked", "xla"]
 Padding = Literal["SAME", "VALID"]
 
-# Compiled under names of their own, by which tracing, counting and exporting know what they stand for.
-OWN = {f"conv2d_{way}{end}": bool(end) for way in ("native", "blocked") for end in ("", "_relu")}
+
+class Own(NamedTuple):
+    """What is compiled under a name of its own, by which tracing, counting and exporting know what it stands for."""
+
+    way: Way
+    relu: bool
+
+    @property
+    def name(self) -> str:
+        return f"conv2d_{self.way}" + ("_relu" if self.relu else "")
+
+
+OWN = {own.name: own for own in (Own(way, relu) for way in ("native", "blocked") for relu in (False, True))}
 
 
 def conv2d(
@@ -93,7 +104,7 @@ def _own(way: Way, relu: bool, precision: jax.lax.PrecisionLike) -> Callable[...
             return native.conv2d_native(inputs, kernel, bias, relu=relu)
         return finish(conv2d_blocked(inputs, kernel, precision=precision), bias, relu)
 
-    run.__name__ = f"conv2d_{way}" + ("_relu" if relu else "")
+    run.__name__ = Own(way, relu).name
     return jax.jit(run)
 
 

@@ -32,8 +32,7 @@ TARGETS = ("maskprune_convolve", "maskprune_kernel_gradient")
 def conv2d_native(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, relu: bool) -> jax.Array:
     """Stride 1, zero padding to the same size, odd kernel, float32. [N, H, W, I] and [k, l, I, O] give [N, H, W, O]."""
     bias = jnp.zeros(kernel.shape[3], kernel.dtype) if bias is None else bias
-    layer = _layer_relu if relu else _layer
-    return layer(inputs[None], kernel[None], bias[None])[0]
+    return _layer(inputs[None], kernel[None], bias[None], relu)[0]
 
 
 def takes(dtype: jax.typing.DTypeLike) -> bool:
@@ -109,7 +108,7 @@ def _primitive(name: str, run: Any) -> Primitive:
     return primitive
 
 
-_fused = _primitive("conv2d_bias_relu", partial(_run_layer, relu=True))
+_fused = _primitive("conv2d_bias_relu", _run_layer)
 _convolve = _primitive("conv2d_planar", _run_convolve)
 _gradient = _primitive("conv2d_kernel_gradient", _run_gradient)
 
@@ -136,18 +135,14 @@ def _everywhere(bias: jax.Array, x: jax.Array) -> jax.Array:
     return _convolve.bind(jnp.ones((*x.shape[:4], 1), x.dtype), bias[:, None, None, None])
 
 
-def _layer(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return _convolve.bind(x, kernel) + bias[:, None, None, None]
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> jax.Array:
+    return _fused.bind(x, kernel, bias, relu=relu)
 
 
-@jax.custom_jvp
-def _layer_relu(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return _fused.bind(x, kernel, bias)
-
-
-@_layer_relu.defjvp
-def _(primals: Any, tangents: Any) -> Any:
+@_layer.defjvp
+def _(relu: bool, primals: Any, tangents: Any) -> Any:
     (x, kernel, _), (dx, dkernel, dbias) = primals, tangents
-    y = _layer_relu(*primals)
+    y = _layer(*primals, relu)
     slope = _convolve.bind(dx, kernel) + _convolve.bind(x, dkernel) + _everywhere(dbias, x)
-    return y, jnp.where(y > 0, slope, 0)
+    return y, jnp.where(y > 0, slope, 0) if relu else slope

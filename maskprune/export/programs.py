@@ -20,10 +20,9 @@ from maskprune.shrink import shrink
 
 Program = Callable[..., Any]
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-OURS = {name: RULES[name] for name in (f"jit:{own}" for own in OWN)}
-PORTABLE = {name: rule._replace(shrink=partial(rule.shrink, way="xla")) for name, rule in OURS.items()}
+PORTABLE = {
+    name: RULES[name]._replace(shrink=partial(RULES[name].shrink, way="xla")) for name in (f"jit:{own}" for own in OWN)
+}
 
 
 class Uncovered(ValueError):
@@ -38,7 +37,8 @@ def portable(apply: Program, params: Any) -> Program:
 
     def program(*inputs: Any) -> Any:
         run = lambda params, *inputs: apply(params, *inputs)
-        if any(name in str(jax.make_jaxpr(run)(params, *inputs)) for name in OWN):
+        text = str(jax.make_jaxpr(run)(params, *inputs))
+        if any(name in text for name in OWN):
             run = shrink(apply, Plan(()), rules=PORTABLE)
         return run(params, *inputs)
 

@@ -190,7 +190,7 @@ def own_convolution(labels: Labels, equation: Equation, left: Value, right: Valu
     for each in bias:
         spread = Value((1, 1, 1, *each.shape), (None, None, None, *each.axes), None, each.weights)
         (found,) = elementwise(labels, equation._replace(name="add"), found, spread)
-    if OWN[equation.params["name"]]:
+    if OWN[equation.params["name"]].relu:
         zero = Value((), (), np.zeros(()), True)
         (found,) = elementwise(labels, equation._replace(name="max"), found, zero)
     return found
@@ -198,9 +198,8 @@ def own_convolution(labels: Labels, equation: Equation, left: Value, right: Valu
 
 def own_convolution_shrink(site: Site, *arrays: Any, way: Way | None = None) -> Any:
     products = (e.params["precision"] for e in site.params["jaxpr"].eqns if e.primitive.name == "dot_general")
-    name = site.params["name"]
-    way = way or name.split("_")[1]
-    return conv2d(*arrays, relu=OWN[name], way=way, precision=next(products, "highest"))
+    own = OWN[site.params["name"]]
+    return conv2d(*arrays, relu=own.relu, way=way or own.way, precision=next(products, "highest"))
 
 
 RULES = {
