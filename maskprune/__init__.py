@@ -61,6 +61,9 @@ from maskprune.plan import make_plan as make_plan
 from maskprune.rounds import Limits as Limits
 from maskprune.rounds import Round as Round
 from maskprune.rounds import Rules as Rules
+from maskprune.session import SessionReport as SessionReport
+from maskprune.session import make_session as make_session
+from maskprune.session import stagnation as stagnation
 from maskprune.shrink import ShrinkError as ShrinkError
 from maskprune.shrink import shrink as shrink
 from maskprune.soap import scale_by_soap as scale_by_soap
@@ -69,13 +72,10 @@ from maskprune.start import train_start as train_start
 from maskprune.task import PictureTask as PictureTask
 from maskprune.task import picture_task as picture_task
 from maskprune.trace import trace as trace
-from maskprune.train import SessionReport as SessionReport
 from maskprune.train import StepInfo as StepInfo
 from maskprune.train import TrainState as TrainState
 from maskprune.train import init_state as init_state
-from maskprune.train import make_session as make_session
 from maskprune.train import make_train_step as make_train_step
-from maskprune.train import stagnation as stagnation
 
 
 try:

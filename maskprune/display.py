@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from maskprune.rounds import Round
-from maskprune.train import TrainState, Watch
+from maskprune.session import Watch
+from maskprune.train import TrainState
 
 
 class Display:

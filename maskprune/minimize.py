@@ -21,7 +21,8 @@ from maskprune.alter import bypass, disable, why_no_bypass
 from maskprune.network import Network, choose, count_enabled
 from maskprune.rounds import Limits, Round, Rules
 from maskprune.select.base import Selector, rank
-from maskprune.train import SessionReport, TrainState, init_state
+from maskprune.session import SessionReport
+from maskprune.train import TrainState, init_state
 
 
 Train = Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]]

@@ -28,7 +28,8 @@ from maskprune.files import replace_file
 from maskprune.models.fcn import drop_identities, multiply_adds
 from maskprune.network import Network, choose
 from maskprune.rounds import Round
-from maskprune.train import SessionReport, TrainState
+from maskprune.session import SessionReport
+from maskprune.train import TrainState
 
 
 Row = dict[str, Any]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from maskprune.train import SessionReport, TrainState, Watch
+from maskprune.session import SessionReport, Watch
+from maskprune.train import TrainState
 
 
 class Start(NamedTuple):

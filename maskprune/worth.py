@@ -11,7 +11,8 @@ import optax
 
 from maskprune.alter import Chosen, disable, freeze, zero_weights
 from maskprune.network import Network
-from maskprune.train import SessionReport, TrainState, init_state
+from maskprune.session import SessionReport
+from maskprune.train import TrainState, init_state
 
 
 class Worth(NamedTuple):

@@ -28,7 +28,8 @@ from maskprune import (
 from maskprune.compact import check_same, compact_params
 from maskprune.minimize import minimize
 from maskprune.record import fcn_size, history_row, small_fcn
-from maskprune.train import SessionReport, make_train_step
+from maskprune.session import SessionReport
+from maskprune.train import make_train_step
 
 
 PICTURES = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 9, 8, 1)), jnp.float32)

@@ -13,7 +13,8 @@ from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
 from maskprune.minimize import Limits, Rules, minimize
 from maskprune.network import choose, count_enabled, init_network, list_masks
-from maskprune.train import SessionReport, init_state
+from maskprune.session import SessionReport
+from maskprune.train import init_state
 
 
 OPTIMIZER = optax.adam(0.1)

@@ -16,8 +16,9 @@ from maskprune.groups import Group, Groups, Slice
 from maskprune.minimize import Limits, Rules, minimize
 from maskprune.models import fcn
 from maskprune.network import init_network, list_masks
+from maskprune.session import SessionReport, make_session
 from maskprune.task import picture_task
-from maskprune.train import SessionReport, init_state, make_session, make_train_step
+from maskprune.train import init_state, make_train_step
 
 
 OPTIMIZER = optax.adam(0.1)

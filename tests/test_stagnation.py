@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from maskprune.train import stagnation
+from maskprune.session import stagnation
 
 
 def looks(watch, means):

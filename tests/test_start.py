@@ -8,8 +8,9 @@ import pytest
 
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import init_network
+from maskprune.session import SessionReport, stagnation
 from maskprune.start import train_start
-from maskprune.train import SessionReport, init_state, stagnation
+from maskprune.train import init_state
 
 
 GROUPS = Groups((Group("g", 2, (Slice("w", 0, (0, 1), "out"),)),))

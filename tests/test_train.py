@@ -14,7 +14,8 @@ from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
 from maskprune.hold import cosine, scale_by_progress
 from maskprune.network import choose, init_network
-from maskprune.train import init_state, make_session, make_train_step
+from maskprune.session import make_session
+from maskprune.train import init_state, make_train_step
 
 
 TRUTH = jnp.array([[1.0, -2.0, 0.5, 3.0], [0.0, 1.0, -1.0, 2.0], [2.0, 0.0, 1.0, -1.0]])

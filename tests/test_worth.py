@@ -8,7 +8,8 @@ import pytest
 
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import choose, effective_params, init_network
-from maskprune.train import init_state, make_session, make_train_step
+from maskprune.session import make_session
+from maskprune.train import init_state, make_train_step
 from maskprune.worth import Worth, disabled_and_frozen, worth, zeroed, zeroed_alone
 
 

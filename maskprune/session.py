@@ -1,0 +1,289 @@
+"""Sessions: many steps of training as one compiled loop.
+
+A chunk of steps is one dispatch. Batches are drawn inside the compiled code; masks, session length, learning-rate
+progress and the rate are data, so one compilation serves a whole run. The next chunk is dispatched before the losses
+of the last one are read: the device does not wait for the host. A loss that is not finite stops the network at once,
+and the state before it is kept. Knows no pictures, no framework and no selection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg  # noqa: F401  (jaxlib factorizes with its BLAS: loaded before any limit is set)
+import threadpoolctl
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from maskprune.train import Step, TrainState
+
+
+Draw = Callable[[jax.Array, Any], Any]
+Watch = Callable[[TrainState, np.ndarray], str]
+
+
+class SessionReport(NamedTuple):
+    """What a session reports.
+
+    Attributes:
+        losses: float32[steps taken], the loss of every step.
+        finite: False if the session ended at a step whose loss or update was not finite.
+        stopped: Why it ended early, or "" if it ran to its end.
+        seconds: Wall time, compilation included.
+        compile_seconds: The part of it that was spent tracing and compiling.
+    """
+
+    losses: np.ndarray
+    finite: bool
+    stopped: str
+    seconds: float
+    compile_seconds: float = 0.0
+
+
+class Session(NamedTuple):
+    """A compiled training loop, made by `make_session`.
+
+    Attributes:
+        run: `run(key, state, data, steps, *, until=None, rate=1.0, watch=None) -> (state, SessionReport)`.
+        compilations: `compilations() -> int`, how often the loop was compiled so far.
+    """
+
+    run: Callable[..., tuple[TrainState, SessionReport]]
+    compilations: Callable[[], int]
+
+
+class Member(NamedTuple):
+    """What the loop carries for one network, or with a leading axis for many.
+
+    Attributes:
+        key: Key of the session.
+        state: The state so far.
+        rate: float32[], factor on the learning rate.
+        alive: bool[], False once a step was not finite.
+    """
+
+    key: jax.Array
+    state: TrainState
+    rate: Any
+    alive: Any
+
+
+def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None = None) -> Session:
+    """Compiles many steps into one loop.
+
+    Args:
+        step: From `make_train_step`.
+        draw: `draw(key, data) -> batch`, traced inside the loop; step s of a session gets `fold_in(key, s)`, so the
+            result does not depend on `chunk`.
+        chunk: Steps per dispatch, at least 1.
+        mesh: Divides every batch, along the first axis of its arrays, over the devices of the mesh; see
+            `split_batches`.
+
+    Returns:
+        A `Session`. Its `run` takes `steps` steps from `state`, whose `step` counter must stand at 0 (as after
+        `init_state`) or where an earlier session of the same length stopped; with `until` it stops at that step. Every
+        update is multiplied by `rate`. After every chunk `watch(state, losses)` may end the session by returning the
+        reason; it sees all losses so far and may also show progress. The chunk after it is under way by then, and is
+        dropped.
+    """
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    draw = draw if mesh is None else split_batches(draw, mesh)
+    compiled = Compiled(chunk_loop(one_step(step, draw), chunk), out_shardings=everywhere)
+
+    def run(
+        key: jax.Array,
+        state: TrainState,
+        data: Any,
+        steps: int,
+        *,
+        until: int | None = None,
+        rate: float = 1.0,
+        watch: Watch | None = None,
+    ) -> tuple[TrainState, SessionReport]:
+        began, compiling, losses, finite, stopped = time.perf_counter(), compiled.seconds, [], True, ""
+        done, end = check_steps(int(state.step), steps, until)
+        advance = lambda member, target: compiled(member, data, target, np.int32(steps))
+        with one_blas_thread():
+            start = Member(key, state, np.float32(rate), np.bool_(True))
+            if everywhere is not None:
+                start, data = jax.device_put((start, data), everywhere)
+            for member, found, count in chunks(advance, start, done, end, chunk):
+                state, finite = member.state, bool(member.alive)  # waits for the chunk
+                losses.append(np.asarray(found)[: int(count)])
+                if not finite:
+                    stopped = not_finite(int(state.step))
+                elif watch is not None:
+                    stopped = watch(state, np.concatenate(losses))
+                if stopped:
+                    break
+        every = np.concatenate(losses) if losses else np.zeros(0, np.float32)
+        seconds = time.perf_counter() - began
+        return state, SessionReport(every, finite, stopped, seconds, compiled.seconds - compiling)
+
+    return Session(run, lambda: compiled.count)
+
+
+def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState], float] | None = None) -> Watch:
+    """A `watch` that ends a session when the error stagnates.
+
+    Args:
+        improvement: Relative improvement, such as 0.01, that counts as progress.
+        patience: How many looks in a row may pass without it.
+        error: Measures the state; by default the mean training loss since the last look.
+
+    Returns:
+        A watch with a memory, for one session after another: fewer losses than before tell it that a new one began.
+    """
+    if not improvement > 0 or patience < 1:
+        raise ValueError(f"`improvement` is {improvement} and `patience` {patience}: both must be positive.")
+    fresh = {"best": np.inf, "waited": 0, "seen": 0}
+    memory = dict(fresh)
+
+    def watch(state: TrainState, losses: np.ndarray) -> str:
+        if len(losses) <= memory["seen"]:  # losses only ever grow within a session
+            memory.update(fresh)
+        found = float(np.mean(losses[memory["seen"] :])) if error is None else error(state)
+        better = found < memory["best"] * (1 - improvement)
+        memory.update(
+            best=found if better else memory["best"], waited=0 if better else memory["waited"] + 1, seen=len(losses)
+        )
+        if memory["waited"] < patience:
+            return ""
+        return f"the error improved by less than {improvement:.2%} over {patience} looks"
+
+    return watch
+
+
+# The parts that sessions and populations share.
+
+
+def one_step(step: Step, draw: Draw) -> Callable[..., Any]:
+    """Makes `advance(member, data, until, steps) -> (member, loss, moved)`: a step, unless the member stands."""
+
+    def advance(member: Member, data: Any, until: jax.Array, steps: jax.Array) -> Any:
+        state = member.state
+        draw_key, step_key = jax.random.split(jax.random.fold_in(member.key, state.step))
+        progress = state.step / steps
+        after, info = step(state, draw(draw_key, data), key=step_key, progress=progress, rate=member.rate)
+        moves = member.alive & (state.step < until)
+        after = jax.tree.map(lambda new, old: jnp.where(moves & info.finite, new, old), after, state)
+        return member._replace(state=after, alive=member.alive & (info.finite | ~moves)), info.loss, moves
+
+    return advance
+
+
+def chunk_loop(advance: Callable[..., Any], chunk: int) -> Callable[..., Any]:
+    """Makes `run(members, data, until, steps) -> (members, losses, count)`: steps until all have arrived or died.
+
+    `losses` is float32[..., chunk] and `count` int32[...], how many of them were taken; `...` is the members' axis, if
+    any. `until` is at most `chunk` steps away.
+    """
+    if chunk < 1:
+        raise ValueError(f"`chunk` is {chunk}: a dispatch needs at least one step.")
+
+    def run(members: Member, data: Any, until: jax.Array, steps: jax.Array) -> Any:
+        def goes_on(carry: Any) -> jax.Array:
+            members = carry[0]
+            return jnp.any(members.alive & (members.state.step < until))
+
+        def body(carry: Any) -> Any:
+            members, losses, count, turn = carry
+            members, loss, moved = advance(members, data, until, steps)
+            return members, losses.at[..., turn].set(loss), count + moved, turn + 1
+
+        lead = jnp.shape(members.alive)
+        start = (members, jnp.zeros((*lead, chunk), jnp.float32), jnp.zeros(lead, jnp.int32), jnp.zeros((), jnp.int32))
+        return jax.lax.while_loop(goes_on, body, start)[:3]
+
+    return run
+
+
+def chunks(
+    advance: Callable[[Any, np.int32], tuple[Any, Any, Any]], members: Any, done: int, end: int, chunk: int
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Chunk after chunk, each dispatched before the one before it is handed out to be read."""
+    last = None
+    while done < end:
+        done = min(done + chunk, end)
+        found = advance(members, np.int32(done))
+        if last is not None:
+            yield last
+        members, last = found[0], found
+    if last is not None:
+        yield last
+
+
+class Compiled:
+    """A function compiled before its first call, once for every kind of arguments, with the time that took.
+
+    Attributes:
+        count: How often it was compiled.
+        seconds: How long that took, tracing included.
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        self._jitted, self._made = jax.jit(function, **options), {}
+        self.count, self.seconds = 0, 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.get(*arguments)(*arguments)
+
+    def get(self, *arguments: Any) -> jax.stages.Compiled:
+        """The compiled function for arguments of this kind: arrays, or `jax.ShapeDtypeStruct`s in their place."""
+        leaves, structure = jax.tree.flatten(arguments)
+        kind = (structure, tuple((jax.typeof(leaf), _divided(leaf)) for leaf in leaves))
+        if kind not in self._made:
+            began = time.perf_counter()
+            self._made[kind] = self._jitted.lower(*arguments).compile()
+            self.count, self.seconds = self.count + 1, self.seconds + time.perf_counter() - began
+        return self._made[kind]
+
+
+def _divided(leaf: Any) -> Any:
+    """How an array lies on several devices; None for one that lies on a single device, or on the host."""
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if sharding is not None and len(sharding.device_set) > 1 else None
+
+
+def split_batches(draw: Draw, mesh: Mesh) -> Draw:
+    """Divides what `draw` gives over a mesh, along the first axis of every array; XLA divides what follows from it.
+
+    The compiled C++ convolution is not divided: on several CPU devices take another way (`conv2d(..., way="xla")`).
+    """
+    divided = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def divide(key: jax.Array, data: Any) -> Any:
+        return jax.lax.with_sharding_constraint(draw(key, data), divided)
+
+    return divide
+
+
+def check_steps(done: int, steps: int, until: int | None) -> tuple[int, int]:
+    """Where a session stands and where it ends."""
+    end = steps if until is None else until
+    if steps < 0:
+        raise ValueError(f"`steps` is {steps}: a session takes 0 or more.")
+    if done > steps:
+        raise ValueError(
+            f"`state.step` is {done}, beyond the {steps} `steps` of this session: start it from `init_state`."
+        )
+    if end > steps:
+        raise ValueError(f"`until` is {until}, beyond the {steps} `steps` of this session.")
+    return done, end
+
+
+def not_finite(step: int) -> str:
+    return f"the loss or an update was not finite at step {step}"
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Small matrix factorizations (an optimizer's eigenvectors) lose a hundredfold to threads that wait for each other.
+
+    It holds for this process while a session runs; XLA's own threads are not concerned.
+    """
+    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
