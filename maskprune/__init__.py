@@ -58,6 +58,12 @@ from maskprune.outcome import write_outcome as write_outcome
 from maskprune.plan import Cut as Cut
 from maskprune.plan import Plan as Plan
 from maskprune.plan import make_plan as make_plan
+from maskprune.population import Population as Population
+from maskprune.population import PopulationReport as PopulationReport
+from maskprune.population import make_population as make_population
+from maskprune.population import stack as stack
+from maskprune.population import train_many as train_many
+from maskprune.population import unstack as unstack
 from maskprune.rounds import Limits as Limits
 from maskprune.rounds import Round as Round
 from maskprune.rounds import Rules as Rules

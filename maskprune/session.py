@@ -58,19 +58,22 @@ class Session(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What the loop carries for one network, or with a leading axis for many.
+    """What the loop changes of one network, or with a leading axis of many.
 
     Attributes:
-        key: Key of the session.
         state: The state so far.
-        rate: float32[], factor on the learning rate.
         alive: bool[], False once a step was not finite.
     """
 
-    key: jax.Array
     state: TrainState
-    rate: Any
     alive: Any
+
+
+class Course(NamedTuple):
+    """What a session keeps: its key, and float32[], the factor on its learning rate."""
+
+    key: jax.Array
+    rate: Any
 
 
 def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None = None) -> Session:
@@ -91,6 +94,7 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
         reason; it sees all losses so far and may also show progress. The chunk after it is under way by then, and is
         dropped.
     """
+    mesh = None if mesh is None else automatic(mesh)
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     draw = draw if mesh is None else split_batches(draw, mesh)
     compiled = Compiled(chunk_loop(one_step(step, draw), chunk), out_shardings=everywhere)
@@ -107,11 +111,11 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
     ) -> tuple[TrainState, SessionReport]:
         began, compiling, losses, finite, stopped = time.perf_counter(), compiled.seconds, [], True, ""
         done, end = check_steps(int(state.step), steps, until)
-        advance = lambda member, target: compiled(member, data, target, np.int32(steps))
+        start, course = Member(state, np.bool_(True)), Course(key, np.float32(rate))
+        if everywhere is not None:
+            start, course, data = jax.device_put((start, course, data), everywhere)
+        advance = lambda member, target: compiled(member, course, data, target, np.int32(steps))
         with one_blas_thread():
-            start = Member(key, state, np.float32(rate), np.bool_(True))
-            if everywhere is not None:
-                start, data = jax.device_put((start, data), everywhere)
             for member, found, count in chunks(advance, start, done, end, chunk):
                 state, finite = member.state, bool(member.alive)  # waits for the chunk
                 losses.append(np.asarray(found)[: int(count)])
@@ -163,22 +167,22 @@ def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState
 
 
 def one_step(step: Step, draw: Draw) -> Callable[..., Any]:
-    """Makes `advance(member, data, until, steps) -> (member, loss, moved)`: a step, unless the member stands."""
+    """Makes `advance(member, course, data, until, steps) -> (member, loss, moved)`: a step, unless it has arrived."""
 
-    def advance(member: Member, data: Any, until: jax.Array, steps: jax.Array) -> Any:
+    def advance(member: Member, course: Course, data: Any, until: jax.Array, steps: jax.Array) -> Any:
         state = member.state
-        draw_key, step_key = jax.random.split(jax.random.fold_in(member.key, state.step))
+        draw_key, step_key = jax.random.split(jax.random.fold_in(course.key, state.step))
         progress = state.step / steps
-        after, info = step(state, draw(draw_key, data), key=step_key, progress=progress, rate=member.rate)
+        after, info = step(state, draw(draw_key, data), key=step_key, progress=progress, rate=course.rate)
         moves = member.alive & (state.step < until)
         after = jax.tree.map(lambda new, old: jnp.where(moves & info.finite, new, old), after, state)
-        return member._replace(state=after, alive=member.alive & (info.finite | ~moves)), info.loss, moves
+        return Member(after, member.alive & (info.finite | ~moves)), info.loss, moves
 
     return advance
 
 
 def chunk_loop(advance: Callable[..., Any], chunk: int) -> Callable[..., Any]:
-    """Makes `run(members, data, until, steps) -> (members, losses, count)`: steps until all have arrived or died.
+    """Makes `run(members, course, data, until, steps) -> (members, losses, count)`: until all have arrived or died.
 
     `losses` is float32[..., chunk] and `count` int32[...], how many of them were taken; `...` is the members' axis, if
     any. `until` is at most `chunk` steps away.
@@ -186,14 +190,14 @@ def chunk_loop(advance: Callable[..., Any], chunk: int) -> Callable[..., Any]:
     if chunk < 1:
         raise ValueError(f"`chunk` is {chunk}: a dispatch needs at least one step.")
 
-    def run(members: Member, data: Any, until: jax.Array, steps: jax.Array) -> Any:
+    def run(members: Member, course: Course, data: Any, until: jax.Array, steps: jax.Array) -> Any:
         def goes_on(carry: Any) -> jax.Array:
             members = carry[0]
             return jnp.any(members.alive & (members.state.step < until))
 
         def body(carry: Any) -> Any:
             members, losses, count, turn = carry
-            members, loss, moved = advance(members, data, until, steps)
+            members, loss, moved = advance(members, course, data, until, steps)
             return members, losses.at[..., turn].set(loss), count + moved, turn + 1
 
         lead = jnp.shape(members.alive)
@@ -261,6 +265,11 @@ def split_batches(draw: Draw, mesh: Mesh) -> Draw:
         return jax.lax.with_sharding_constraint(draw(key, data), divided)
 
     return divide
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The mesh with axes along which XLA divides by itself, as those of `jax.make_mesh` no longer are."""
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def check_steps(done: int, steps: int, until: int | None) -> tuple[int, int]:

@@ -108,7 +108,21 @@ def _follow(average: jax.Array, basis: jax.Array, found: jax.Array, turn: jax.Ar
     if not average.size:
         return average, basis
     average = decay * average + (1 - decay) * found
-    return average, jax.lax.cond(turn, lambda a: jnp.linalg.eigh(a)[1], lambda _: basis, average)
+    return average, _turned(turn, average, basis)
+
+
+@jax.custom_batching.custom_vmap
+def _turned(turn: jax.Array, average: jax.Array, basis: jax.Array) -> jax.Array:
+    """The eigenvectors where it is time for them, else the basis as it is. Leading axes are those of members."""
+    wanted = lambda: jnp.where(turn[..., None, None], jnp.linalg.eigh(average)[1], basis)
+    return jax.lax.cond(jnp.any(turn), wanted, lambda: basis)
+
+
+@_turned.def_vmap
+def _(size: int, batched: Any, *arrays: jax.Array) -> tuple[jax.Array, bool]:
+    """Under `vmap` a condition becomes a selection, and every step would pay; "is it time for anybody" stays one."""
+    spread = lambda array, has: array if has else jnp.broadcast_to(array, (size, *array.shape))
+    return _turned(*jax.tree.map(spread, arrays, tuple(batched))), True
 
 
 def _rotate(left: jax.Array, matrix: jax.Array, right: jax.Array) -> jax.Array:
