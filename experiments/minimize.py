@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import math
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -139,6 +138,12 @@ class Config:
     """Whether refused masks are tried again after the next acceptance."""
     count: int = 1
     """Masks removed at once."""
+    candidates: int = 1
+    """Choices tried side by side in every round, of which the best one is kept."""
+    racing: bool = False
+    """Let the worse half of the candidates drop out whenever their session has doubled."""
+    replicas: int = 1
+    """Whole searches at once, with this seed and the ones after it."""
     min_enabled: int = 1
     """Masks that stay in every layer."""
     minimize_layers: bool = False
@@ -188,6 +193,12 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
         (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
         (not 0 <= config.level <= 1, f"--level is {config.level}: use a grey level in [0, 1]"),
         (config.count < 1, f"--count is {config.count}: use 1 or more"),
+        (min(config.candidates, config.replicas) < 1, "--candidates and --replicas must be at least 1"),
+        (config.racing and config.candidates < 2, "--racing goes with --candidates 2 or more"),
+        (
+            config.stagnation is not None and max(config.candidates, config.replicas) > 1,
+            "--stagnation ends a session by itself; it does not go with --candidates and --replicas",
+        ),
         (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
         (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
         (not recipe.ceiling > 0, f"--ceiling is {recipe.ceiling}: use a positive number"),
@@ -235,7 +246,7 @@ def load_data(config: Config, progress: Any) -> Any:
     return data.make_dataset(target, config.data, **options)
 
 
-def make_selector(config: Config, recipe: Recipe, model: Any, params: Any, task: Any) -> Any:
+def make_selector(config: Config, recipe: Recipe, model: Any, task: Any, network: Any) -> Any:
     import maskprune
     from maskprune import select
 
@@ -252,7 +263,7 @@ def make_selector(config: Config, recipe: Recipe, model: Any, params: Any, task:
     made = select.standardize(made) if config.standardize else made
     if config.objective != "masks":
         measure = {"params": "parameters", "macs": "multiply_adds"}[config.objective]
-        cost = maskprune.cost(model.apply, params, task.sample[0], groups=model.groups)
+        cost = maskprune.cost(model.apply, network.params, task.sample[0], groups=model.groups)
         made = select.weigh(made, cost.saving(measure))
     return select.reverse(made) if config.reverse else made
 
@@ -278,12 +289,12 @@ def make_loss(config: Config, recipe: Recipe, dataset: Any) -> Any:
 # The run
 
 
-def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
+def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, Any]]:
+    """Runs all searches. Returns what their `result.json` hold."""
     import jax
 
     import maskprune
 
-    began = time.perf_counter()
     with in_a_sentence():
         dataset = load_data(config, show.counting("pictures"))
         saved, model = start_model(config, recipe)
@@ -299,114 +310,91 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> dict[str, Any]:
         ceiling=recipe.ceiling,
     )
     optimizer = make_optimizer(recipe)
-    session = maskprune.make_session(maskprune.make_train_step(task.loss, optimizer), task.draw)
-    first_key, search_key, last_key = jax.random.split(jax.random.key(config.seed), 3)
-    # What is known so far, so that an interrupted run can still be written down.
-    known: dict[str, Any] = {"initial": None, "state": None, "rows": [], "steps": 0, "stop": "", "interrupted": False}
+    train, latest = make_training(config, task, optimizer, show)
+    first_steps = recipe.first_steps if saved is None else config.recipe.first_steps or 0
 
-    def train(key: Any, state: Any, *, steps: int = recipe.steps, label: str = "", watch: Any = None) -> Any:
-        watches = [show.session(label or show.upcoming, steps)]
-        watches += [maskprune.stagnation(improvement=config.stagnation, patience=5)] if config.stagnation else []
-        watches += [watch] if watch else []
-        every = lambda state, losses: next(filter(None, [look(state, losses) for look in watches]), "")
-        state, report = session.run(key, state, task.data, steps, watch=every)
-        known["steps"] += len(report.losses)
-        show.end()
-        return state, report
+    def draw(key: Any) -> Any:
+        params = model.init(key) if saved is None else saved
+        return maskprune.init_state(maskprune.init_network(params, model.groups), optimizer)
 
-    def begin() -> Any:
-        """The trained network to minimize: a saved one, or a long first session with dead starts drawn again."""
-
-        def draw(key: Any) -> Any:
-            params = model.init(key) if saved is None else saved
-            return maskprune.init_state(maskprune.init_network(params, model.groups), optimizer)
-
-        remember = lambda state: known.update(state=state, initial=state.network)
-
-        def long_session(key: Any, state: Any, *, watch: Any) -> Any:
-            both = lambda state, losses: remember(state) or watch(state, losses)
-            return train(key, state, steps=recipe.first_steps, label="first session", watch=both)
-
-        if saved is not None and not config.recipe.first_steps:
-            return draw(first_key)
-        start = maskprune.train_start(
-            first_key,
+    def search(train: Any, *, seed: int, show: Any) -> Any:
+        return maskprune.search(
+            jax.random.key(seed),
             draw,
-            long_session,
-            trouble=task.trouble,
-            look_after=recipe.first_steps // 4,
-        )
-        for reason in start.redrawn:
-            show.say(f"A start was drawn again: {reason}.")
-        return start.state
-
-    def search() -> None:
-        rules = maskprune.Rules(
-            threshold=config.threshold,
-            reference=recipe.reference,
-            control=config.control,
-            retry=config.retry,
-            min_enabled=config.min_enabled,
-            count=config.count,
-            layers=config.minimize_layers,
-        )
-        limits = maskprune.Limits(
-            rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks
-        )
-        rounds = maskprune.minimize(
-            search_key,
-            known["state"],
             train=train,
             evaluate=task.evaluate,
+            trouble=task.trouble,
             optimizer=optimizer,
-            selector=make_selector(config, recipe, model, known["state"].network.params, task),
+            selector=functools.partial(make_selector, config, recipe, model, task),
             batch=task.sample,
-            rules=rules,
-            limits=limits,
+            rules=make_rules(config, recipe),
+            limits=maskprune.Limits(
+                rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks
+            ),
+            lengths=maskprune.Lengths(first_steps, recipe.steps, recipe.final_steps),
+            show=show,
+            latest=latest,
         )
-        for each in rounds:
-            row = maskprune.record.history_row(each, size=maskprune.record.fcn_size, spent=known["steps"] - each.steps)
-            known["rows"].append(row)
-            known.update(state=each.state, stop=each.stop)
-            show.verdict(each, row)
 
-    def finish() -> None:
-        """Trains what was found once more, at length, and keeps the result if it is better."""
-        before = task.evaluate(known["state"])
-        fresh = maskprune.init_state(known["state"].network, optimizer)
-        state, report = train(last_key, fresh, steps=recipe.final_steps, label="last session")
-        after = task.evaluate(state)
-        better = report.finite and after["score"] > before["score"]
-        words = f"{after['score']:.4f} after the last session, {before['score']:.4f} before it"
-        row = maskprune.record.final_row(
-            state, after, report, number=len(known["rows"]), reason=words + ("" if better else "; not kept"),
-            size=maskprune.record.fcn_size, spent=known["steps"] - len(report.losses),
-        )  # fmt: skip
-        known["rows"].append(row)
-        known["state"] = state if better else known["state"]
-        show.say(f"last session: {row['reason']}, relative RMSE {after['relative_rmse']:.3f}")
+    def write(found: Any, seed: int, out: Path) -> dict[str, Any]:
+        result = {"maskprune": maskprune.__version__, "task": config.task, "seed": seed, "border": recipe.border}
+        result["config"] = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
+        result |= maskprune.summarize(found, model=model, task=task, dataset=dataset)
+        maskprune.write_outcome(out, found, result, model=model, dataset=dataset)
+        for written in maskprune.export_saved(out / "network.npz", out):
+            show.say(f"wrote {written.path.relative_to(out.parent) if config.replicas > 1 else written.path.name}")
+        return result
 
-    try:
-        known["state"] = begin()
-        known["initial"] = known["state"].network
-        search()
-        if recipe.final_steps:
-            finish()
-    except KeyboardInterrupt:
-        if known["state"] is None:
-            raise SystemExit("minimize.py: interrupted before anything was learned; nothing was written.") from None
-        known.update(interrupted=True, stop=known["stop"] or "it was interrupted")
-        show.end()
-        show.say("Interrupted: writing what is known so far.")
+    seeds = range(config.seed, config.seed + config.replicas)
+    if config.replicas == 1:
+        every = [search(train, seed=config.seed, show=show)]
+    else:
+        tagged = {seed: show.tagged(f"seed-{seed}:") for seed in seeds}
+        every = maskprune.run_together(
+            [functools.partial(search, seed=seed, show=tagged[seed]) for seed in seeds], train
+        )
+    show.end()
+    learned = [(found, seed) for found, seed in zip(every, seeds, strict=True) if found is not None]
+    if not learned:
+        raise SystemExit("minimize.py: interrupted before anything was learned; nothing was written.")
+    folder = lambda seed: out if config.replicas == 1 else out / f"seed-{seed}"
+    return [write(found, seed, folder(seed)) for found, seed in learned]
 
-    found = maskprune.Outcome(**known, seconds=time.perf_counter() - began)
-    result = {"maskprune": maskprune.__version__, "task": config.task, "seed": config.seed, "border": recipe.border}
-    result["config"] = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
-    result |= maskprune.summarize(found, model=model, task=task, dataset=dataset)
-    maskprune.write_outcome(out, found, result, model=model, dataset=dataset)
-    for written in maskprune.export_saved(out / "network.npz", out):
-        show.say(f"wrote {written.path.name}")
-    return result
+
+def make_training(config: Config, task: Any, optimizer: Any, show: Any) -> tuple[Any, Any]:
+    """How sessions are trained, alone or side by side, and the state they last reached."""
+    import maskprune
+
+    step, reached = maskprune.make_train_step(task.loss, optimizer), {}
+    if max(config.candidates, config.replicas) > 1:
+        population = maskprune.make_population(step, task.draw)
+        label = lambda members: f"{members} sessions side by side"
+        together = lambda members, steps: show.session(label(members), steps)
+        return maskprune.train_many(population, task.data, watch=together), lambda: None
+
+    def watch(steps: int) -> Any:
+        looks = [show.session(show.upcoming, steps), lambda state, losses: reached.update(state=state) or ""]
+        looks += [maskprune.stagnation(improvement=config.stagnation, patience=5)] if config.stagnation else []
+        return lambda state, losses: next(filter(None, [look(state, losses) for look in looks]), "")
+
+    session = maskprune.make_session(step, task.draw)
+    return maskprune.train_alone(session, task.data, watch=watch), lambda: reached.get("state")
+
+
+def make_rules(config: Config, recipe: Recipe) -> Any:
+    import maskprune
+
+    return maskprune.Rules(
+        threshold=config.threshold,
+        reference=recipe.reference,
+        control=config.control,
+        retry=config.retry,
+        min_enabled=config.min_enabled,
+        count=config.count,
+        layers=config.minimize_layers,
+        candidates=config.candidates,
+        racing=config.racing,
+    )
 
 
 def start_model(config: Config, recipe: Recipe) -> tuple[Any, Any]:
@@ -420,19 +408,19 @@ def start_model(config: Config, recipe: Recipe) -> tuple[Any, Any]:
     return params, maskprune.models.fcn([shape[3] for shape in kernels[:-1]], kernel=[shape[0] for shape in kernels])
 
 
-def headline(result: dict[str, Any], out: Path) -> str:
+def headline(result: dict[str, Any], report: Path) -> str:
     before, after = (sum(result[f"masks_{when}"].values()) for when in ("before", "after"))
     share = result["multiply_adds_after"] / result["multiply_adds_before"]
     return (
         f"{after} of {before} masks {tuple(result['masks_after'].values())}, {share:.0%} of the multiply-adds, "
         f"score {result['final_score']:.3f} ({result['score_ratio'] or 0:.2f} of the original), "
         f"relative RMSE {result['relative_rmse']:.3f}, {result['steps']} steps in {result['seconds']:.0f} s. "
-        f"It ended because {result['stop']}.\nReport: {out / 'report.html'}"
+        f"It ended because {result['stop']}.\nReport: {report}"
     )
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs one search. Returns what `result.json` holds."""
+    """Runs one search, or as many as --replicas says. Returns what `result.json` holds, of the smallest network."""
     config, recipe = resolve(config)
     from maskprune.display import Display
 
@@ -440,9 +428,16 @@ def main(config: Config) -> dict[str, Any]:
     with in_a_sentence():
         out.mkdir(parents=True, exist_ok=True)
     with Display(quiet=config.quiet) as show:
-        result = run(config, recipe, out, show)
-        show.say(headline(result, out))
-    return result
+        results = run(config, recipe, out, show)
+        smallest = min(results, key=lambda result: (sum(result["masks_after"].values()), -result["final_score"]))
+        for result in results if config.replicas > 1 else []:
+            seed = f"seed-{result['seed']}"
+            show.say(f"{seed}: {headline(result, out / seed / 'report.html')}")
+        if config.replicas > 1:
+            show.say(f"The smallest network is that of seed-{smallest['seed']}.")
+        else:
+            show.say(headline(smallest, out / "report.html"))
+    return smallest
 
 
 if __name__ == "__main__":

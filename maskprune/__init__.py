@@ -67,9 +67,12 @@ from maskprune.population import unstack as unstack
 from maskprune.rounds import Limits as Limits
 from maskprune.rounds import Round as Round
 from maskprune.rounds import Rules as Rules
+from maskprune.search import Lengths as Lengths
+from maskprune.search import search as search
 from maskprune.session import SessionReport as SessionReport
 from maskprune.session import make_session as make_session
 from maskprune.session import stagnation as stagnation
+from maskprune.session import train_alone as train_alone
 from maskprune.shrink import ShrinkError as ShrinkError
 from maskprune.shrink import shrink as shrink
 from maskprune.soap import scale_by_soap as scale_by_soap
@@ -77,6 +80,7 @@ from maskprune.soap import soap as soap
 from maskprune.start import train_start as train_start
 from maskprune.task import PictureTask as PictureTask
 from maskprune.task import picture_task as picture_task
+from maskprune.together import run_together as run_together
 from maskprune.trace import trace as trace
 from maskprune.train import StepInfo as StepInfo
 from maskprune.train import TrainState as TrainState

@@ -82,25 +82,44 @@ class Display:
         return progress
 
     def session(self, label: str, steps: int) -> Watch:
-        """A bar for a session, and the `watch` that moves it."""
+        """A bar for a session, or for that of a population, and the `watch` that moves it."""
         self.start(label, steps)
 
         def watch(state: TrainState, losses: np.ndarray) -> str:
-            del state
-            self.move(len(losses), f"loss {float(np.mean(losses[-100:])):.3g}")
+            self.move(int(np.max(state.step)), f"loss {float(np.nanmean(losses[..., -100:])):.3g}")
             return ""
 
         return watch
 
-    def verdict(self, found: Round, row: Mapping[str, Any]) -> None:
+    def tagged(self, tag: str) -> Tagged:
+        """The same display for one of several searches: its lines begin with a tag."""
+        return Tagged(self, tag)
+
+    def verdict(self, found: Round, row: Mapping[str, Any], *, tag: str = "") -> None:
         """One line for a round: the masks of the judged network as blocks, the verdict and why."""
         mark = "[green]✔ kept[/]   " if found.accepted else "[red]✘ refused[/]"
         what = escape(row["chosen"]) if found.number else "trained"
         extra = f"  relative RMSE {row['relative_rmse']:.3f}" if "relative_rmse" in row else ""
-        self.console.print(f"{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {found.reason}{extra}")
+        tag = f"{escape(tag)} " if tag else ""
+        self.console.print(
+            f"{tag}{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {found.reason}{extra}"
+        )
         seconds = int(found.left * found.seconds)
         soon = f", {seconds // 60}:{seconds % 60:02}" if seconds else ""
         self.upcoming = f"round {found.number + 1} (at most {found.left} to go{soon})"
+
+
+class Tagged:
+    """Says what one of several searches says, with its name in front."""
+
+    def __init__(self, display: Display, tag: str) -> None:
+        self._display, self._tag, self.upcoming = display, tag, ""
+
+    def say(self, text: str) -> None:
+        self._display.say(f"{self._tag} {text}")
+
+    def verdict(self, found: Round, row: Mapping[str, Any]) -> None:
+        self._display.verdict(found, row, tag=self._tag)
 
 
 def _blocks(enabled: Mapping[str, list[bool]]) -> str:

@@ -19,14 +19,14 @@ import optax
 
 from maskprune.alter import bypass, disable, why_no_bypass
 from maskprune.network import Network, choose, count_enabled
-from maskprune.rounds import Limits, Round, Rules
+from maskprune.race import Candidate, Evaluate, TrainShare, best, race
+from maskprune.rounds import Limits, Rival, Round, Rules
 from maskprune.select.base import Selector, rank
 from maskprune.session import SessionReport
 from maskprune.train import TrainState, init_state
 
 
 Train = Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]]
-Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 def minimize(
@@ -40,6 +40,7 @@ def minimize(
     batch: Any = None,
     rules: Rules | None = None,
     limits: Limits | None = None,
+    train_many: TrainShare | None = None,
 ) -> Iterator[Round]:
     """Minimizes the size of a trained network, mask by mask.
 
@@ -56,28 +57,37 @@ def minimize(
         batch: Sample of training data for the selector.
         rules: How candidates are chosen and judged.
         limits: When to stop early.
+        train_many: `train_many(keys, states, *, share) -> [(state, report), ...]`: short sessions side by side, up to
+            that share of their length, for `rules.candidates`. By default `train` one after another, which cannot race.
 
     Yields:
-        A `Round` for the network as given, then one for each candidate. The last one says why the search ended.
+        A `Round` for the network as given, then one after another. The last one says why the search ended.
     """
     search = _Search(state, rules or Rules(), limits or Limits())
+    if train_many is None and search.rules.racing:
+        raise ValueError("`rules.racing` needs `train_many`, which can stop a session half way and go on.")
+    if train_many is None:
+        train_many = lambda keys, states, share: [train(*each) for each in zip(keys, states, strict=True)]
     yield search.begin(dict(evaluate(state)))
     while not search.stop:
         began = time.perf_counter()
         number = search.number + 1
         select_key, train_key = (jax.random.fold_in(jax.random.fold_in(key, purpose), number) for purpose in (0, 1))
-        move = search.move(rank(selector(select_key, search.state.network, batch), search.state.network))
-        network = move.apply(search.state.network)
-        candidate, report = train(train_key, init_state(network, optimizer, search.state.model_state))
-        control, steps = search.reference_state, len(report.losses)
+        moves = search.moves(rank(selector(select_key, search.state.network, batch), search.state.network))
+        fresh = [init_state(move.apply(search.state.network), optimizer, search.state.model_state) for move in moves]
+        found = race(train_key, fresh, train=train_many, evaluate=evaluate, racing=search.rules.racing)
+        control, steps = search.reference_state, sum(len(each.report.losses) for each in found)
         if search.rules.control:
             trained, control_report = train(train_key, _afresh(control, optimizer))
             steps += len(control_report.losses)
             if control_report.finite:
                 control = trained
                 search.measure_reference(float(evaluate(control)["score"]))
-        metrics = dict(evaluate(candidate))
-        yield search.judge(move, candidate, report, metrics, control=control, steps=steps, began=began)
+        yield search.judge(moves, found, control=control, steps=steps, began=began)
+
+
+def _pairs(chosen: Mapping[str, list[int]]) -> set[tuple[str, int]]:
+    return {(name, number) for name, numbers in chosen.items() for number in numbers}
 
 
 def _afresh(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -117,15 +127,21 @@ class _Search:
         left = len(self._eligible())
         return Round(0, {}, True, said, score, score, required, metrics, self.state, 0, 0.0, left, self.stop)
 
-    def move(self, order: list[tuple[str, int]]) -> _Move:
-        """The next thing to try: masks, and whole layers when no mask may go."""
-        if self._eligible():
-            return _Move(self.pick(order))
-        return _Move({}, self._layers()[0])
+    def moves(self, order: list[tuple[str, int]]) -> list[_Move]:
+        """What to try next, no mask twice: masks, and whole layers when no mask may go."""
+        most = self.rules.candidates
+        if not self._eligible():
+            return [_Move({}, layer) for layer in self._layers()[:most]]
+        taken: set[tuple[str, int]] = set()
+        found = []
+        while len(found) < most and (chosen := self._pick(order, taken)):
+            taken |= _pairs(chosen)
+            found.append(_Move(chosen))
+        return found
 
-    def pick(self, order: list[tuple[str, int]]) -> dict[str, list[int]]:
-        """The first `count` eligible masks of the order."""
-        eligible, left = self._eligible(), count_enabled(self.state.network)
+    def _pick(self, order: list[tuple[str, int]], taken: set[tuple[str, int]]) -> dict[str, list[int]]:
+        """The first `count` eligible masks of the order that are not taken."""
+        eligible, left = self._eligible() - taken, count_enabled(self.state.network)
         chosen: dict[str, list[int]] = {}
         for name, number in order:
             if sum(map(len, chosen.values())) == self.count:
@@ -136,42 +152,42 @@ class _Search:
         return chosen
 
     def judge(
-        self,
-        move: _Move,
-        candidate: TrainState,
-        report: SessionReport,
-        metrics: dict[str, float],
-        *,
-        control: TrainState,
-        steps: int,
-        began: float,
+        self, moves: list[_Move], found: list[Candidate], *, control: TrainState, steps: int, began: float
     ) -> Round:
-        score, reference = float(metrics["score"]), self.reference_score
+        winner = best(found)
+        move = moves[found.index(winner)]
+        score, reference = float(winner.metrics["score"]), self.reference_score
         required = self.rules.threshold * reference
-        accepted, reason = _verdict(score, required, report)
+        accepted, reason = _verdict(score, required, winner.report)
         if accepted:
-            self._accept(candidate, score, control)
+            self._accept(winner.state, score, control)
         else:
-            self.refused |= {(name, number) for name, numbers in move.chosen.items() for number in numbers}
-            self.refused_layers |= {move.layer} - {""}
+            self.refused |= {pair for each in moves for pair in _pairs(each.chosen)}
+            self.refused_layers |= {each.layer for each in moves} - {""}
         self.number, self.steps = self.number + 1, self.steps + steps
         self._halve_count()
         self.stop = self._stop()
+        rivals = [
+            Rival(each.chosen, each.layer, float(other.metrics["score"]), len(other.report.losses))
+            for each, other in zip(moves, found, strict=True)
+            if other is not winner
+        ]
         return Round(
             number=self.number,
             chosen=move.chosen,
             bypassed=move.layer,
             accepted=accepted,
-            reason=reason,
+            reason=f"best of {len(moves)}: {reason}" if rivals else reason,
             score=score,
             reference=reference,
             required=required,
-            metrics=metrics,
+            metrics=winner.metrics,
             state=self.state,
             steps=steps,
             seconds=time.perf_counter() - began,
             left=len(self._eligible()),
             stop=self.stop,
+            rivals=tuple(rivals),
         )
 
     def measure_reference(self, score: float) -> None:

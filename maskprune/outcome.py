@@ -37,6 +37,7 @@ class Outcome(NamedTuple):
         seconds: Its wall time.
         stop: Why it ended.
         interrupted: Whether somebody stopped it.
+        compile_seconds: The part of the wall time that was spent compiling the training loop.
     """
 
     initial: Network
@@ -46,6 +47,7 @@ class Outcome(NamedTuple):
     seconds: float
     stop: str
     interrupted: bool = False
+    compile_seconds: float = 0.0
 
 
 def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
         "rounds": sum(row["verdict"] in ("accepted", "refused") for row in found.rows),
         "steps": found.steps,
         "seconds": round(found.seconds, 3),
+        "compile_seconds": round(found.compile_seconds, 3),
         "stop": found.stop,
         "interrupted": found.interrupted,
         "data": {

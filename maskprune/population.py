@@ -26,6 +26,7 @@ from maskprune.session import (
     Draw,
     Member,
     SessionReport,
+    TrainMany,
     automatic,
     check_steps,
     chunk_loop,
@@ -33,6 +34,7 @@ from maskprune.session import (
     not_finite,
     one_blas_thread,
     one_step,
+    part_of,
 )
 from maskprune.train import Step, TrainState
 
@@ -42,7 +44,6 @@ SHARE = 0.8  # of the free memory, that a group may take
 SLACK = 1.5  # a group compiled for up to so many times as many members is used again
 
 Watch = Callable[[TrainState, np.ndarray], str]
-TrainMany = Callable[..., list[tuple[TrainState, SessionReport]]]
 
 
 class PopulationReport(NamedTuple):
@@ -174,19 +175,25 @@ def make_population(
     return Population(run, lambda: groups.compiled.count)
 
 
-def train_many(population: Population, data: Any, steps: int) -> TrainMany:
-    """Sessions side by side, as `minimize` asks for them: `train(keys, states, *, until=None) -> [(state, report)]`.
+def train_many(population: Population, data: Any, *, watch: Callable[[int, int], Watch] | None = None) -> TrainMany:
+    """Sessions side by side, as searches ask for them.
 
     Args:
         population: From `make_population`.
         data: What it draws from.
-        steps: Steps of a session.
+        watch: `watch(members, steps)` makes the watch of so many sessions of that length.
+
+    Returns:
+        `train(keys, states, *, steps, share=1.0) -> [(state, report), ...]`: sessions of `steps` steps, up to that
+        share of them, from wherever the states stand.
     """
 
     def train(
-        keys: Sequence[jax.Array], states: Sequence[TrainState], *, until: int | None = None
+        keys: Sequence[jax.Array], states: Sequence[TrainState], *, steps: int, share: float = 1.0
     ) -> list[tuple[TrainState, SessionReport]]:
-        after, report = population.run(jnp.stack(list(keys)), stack(states), data, steps, until=until)
+        look = watch(len(keys), steps) if watch else None
+        until = part_of(steps, share)
+        after, report = population.run(jnp.stack(list(keys)), stack(states), data, steps, until=until, watch=look)
         return [(state, report.member(number)) for number, state in enumerate(unstack(after))]
 
     return train

@@ -28,6 +28,9 @@ class Rules:
         protect: Patterns of those that may not.
         share: At most this share of a group's masks may be disabled, in [0, 1].
         layers: When no mask may go any more, whole layers are tried: see `bypass`.
+        candidates: Choices tried side by side in a round, the first ones in the selector's order; the best one is
+            judged. When it is refused, all of them are.
+        racing: The worse half of the candidates drops out at every doubling of their session (`race`).
     """
 
     threshold: float = 0.95
@@ -40,6 +43,8 @@ class Rules:
     protect: tuple[str, ...] = ()
     share: float = 1.0
     layers: bool = False
+    candidates: int = 1
+    racing: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -50,6 +55,8 @@ class Rules:
             raise ValueError(f'`retry` is {self.retry!r}: use "accepted" or "never".')
         if self.min_enabled < 0 or self.count < 1:
             raise ValueError(f"`min_enabled` is {self.min_enabled} and `count` {self.count}: at least 0 and 1.")
+        if self.candidates < 1:
+            raise ValueError(f"`candidates` is {self.candidates}: try one choice a round, or more.")
         if not 0 <= self.share <= 1:
             raise ValueError(f"`share` is {self.share}: it is a share of a group's masks, in [0, 1].")
 
@@ -100,6 +107,22 @@ class Limits:
     masks: int | None = None
 
 
+class Rival(NamedTuple):
+    """A candidate that another one of its round surpassed.
+
+    Attributes:
+        chosen: Masks it tried, `{group: [numbers]}`.
+        bypassed: The layer it tried to do without, or "".
+        score: Its last score; NaN if its training failed.
+        steps: Gradient steps it was given.
+    """
+
+    chosen: dict[str, list[int]]
+    bypassed: str
+    score: float
+    steps: int
+
+
 class Round(NamedTuple):
     """One select, train and judge cycle. Round 0 judges the network as given.
 
@@ -113,11 +136,12 @@ class Round(NamedTuple):
         required: The score it had to reach.
         metrics: Everything `evaluate` said of the candidate.
         state: The state held after the verdict; after a refusal the very same object as before the round.
-        steps: Gradient steps this round spent, the control's included.
+        steps: Gradient steps this round spent, those of the control and of rivals included.
         seconds: Wall time of the round.
         left: Masks that may still be tried before the search gives up; an acceptance may bring refused ones back.
         stop: Why the search ends after this round, or "" if it goes on.
         bypassed: The layer this round tried to do without, or "".
+        rivals: Candidates that were tried beside it and did worse.
     """
 
     number: int
@@ -134,3 +158,4 @@ class Round(NamedTuple):
     left: int
     stop: str
     bypassed: str = ""
+    rivals: tuple[Rival, ...] = ()

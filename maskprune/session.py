@@ -8,8 +8,9 @@ and the state before it is kept. Knows no pictures, no framework and no selectio
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from maskprune.train import Step, TrainState
 
 Draw = Callable[[jax.Array, Any], Any]
 Watch = Callable[[TrainState, np.ndarray], str]
+
+
+TrainMany = Callable[..., list[tuple[TrainState, "SessionReport"]]]
 
 
 class SessionReport(NamedTuple):
@@ -130,6 +134,37 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
         return state, SessionReport(every, finite, stopped, seconds, compiled.seconds - compiling)
 
     return Session(run, lambda: compiled.count)
+
+
+def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | None = None) -> TrainMany:
+    """Sessions one after another, under the signature of `train_many`, which trains them side by side.
+
+    Args:
+        session: From `make_session`.
+        data: What it draws from.
+        watch: `watch(steps)` makes the watch of a session of that length.
+
+    Returns:
+        `train(keys, states, *, steps, share=1.0) -> [(state, report), ...]`: sessions of `steps` steps, up to that
+        share of them, from wherever the states stand.
+    """
+
+    def train(
+        keys: Sequence[jax.Array], states: Sequence[TrainState], *, steps: int, share: float = 1.0
+    ) -> list[tuple[TrainState, SessionReport]]:
+        until = part_of(steps, share)
+        looks = [watch(steps) if watch else None for _ in states]
+        return [
+            session.run(key, state, data, steps, until=until, watch=look)
+            for key, state, look in zip(keys, states, looks, strict=True)
+        ]
+
+    return train
+
+
+def part_of(steps: int, share: float) -> int:
+    """The step at which a share of a session is done."""
+    return math.ceil(share * steps)
 
 
 def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState], float] | None = None) -> Watch:

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
-from maskprune.session import SessionReport, Watch
+from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
 
@@ -21,13 +20,11 @@ class Start(NamedTuple):
 
     Attributes:
         state: The trained state.
-        report: Of its session.
         redrawn: Why each earlier draw was given up.
         steps: Gradient steps of all draws together.
     """
 
     state: TrainState
-    report: SessionReport
     redrawn: tuple[str, ...]
     steps: int
 
@@ -38,20 +35,19 @@ def train_start(
     train: Callable[..., tuple[TrainState, SessionReport]],
     *,
     trouble: Callable[[TrainState], str],
-    look_after: int,
+    look_at: float = 0.25,
     attempts: int = 8,
-    watch: Watch | None = None,
 ) -> Start:
     """Draws and trains a start until one learns.
 
     Args:
         key: Root key; every attempt gets keys of its own.
         draw: `draw(key) -> TrainState`, a fresh start.
-        train: `train(key, state, watch=...) -> (state, report)`, the long session.
+        train: `train(key, state, *, share) -> (state, report)`: the long session up to that share of its length, from
+            wherever the state stands.
         trouble: Why a state is no use, or "". Asked once in mid-session and once at the end.
-        look_after: Steps after which a session is first looked at.
+        look_at: Share of the session after which a start is first looked at.
         attempts: Draws before giving up.
-        watch: Also called after every chunk, as in `make_session`.
 
     Raises:
         RuntimeError: No draw learned; the message holds every reason.
@@ -60,24 +56,15 @@ def train_start(
     steps = 0
     for attempt in range(attempts):
         draw_key, train_key = jax.random.split(jax.random.fold_in(key, attempt))
-        looked = _look_once(trouble, look_after, watch)
-        state, report = train(train_key, draw(draw_key), watch=looked)
-        steps += len(report.losses)
-        reason = report.stopped if not report.finite else trouble(state)
+        state, taken, reason = draw(draw_key), 0, ""
+        for share in (look_at, 1.0):
+            state, report = train(train_key, state, share=share)
+            taken += len(report.losses)
+            reason = report.stopped if not report.finite else trouble(state)
+            if reason or report.stopped:
+                break
+        steps += taken
         if not reason:
-            return Start(state, report, tuple(reasons), steps)
-        reasons.append(f"after {len(report.losses)} steps {reason}")
+            return Start(state, tuple(reasons), steps)
+        reasons.append(f"after {taken} steps {reason}")
     raise RuntimeError(f"None of {attempts} starts learned anything: {'; '.join(reasons)}. Try another loss or rate.")
-
-
-def _look_once(trouble: Callable[[TrainState], str], look_after: int, watch: Watch | None) -> Watch:
-    looked: list[None] = []
-
-    def both(state: TrainState, losses: np.ndarray) -> str:
-        found = watch(state, losses) if watch is not None else ""
-        if found or looked or len(losses) < look_after:
-            return found
-        looked.append(None)
-        return trouble(state)
-
-    return both

@@ -162,7 +162,7 @@ def test_every_selector_has_a_name(program):
     batch = (jax.numpy.ones((1, 16, 16, 1)),) * 2
     config = program.Config()
     for name in typing.get_args(program.SelectorName):
-        selector = program.make_selector(config, program.Recipe(selector=name), model, network.params, task)
+        selector = program.make_selector(config, program.Recipe(selector=name), model, task, network)
         scores = selector(jax.random.key(1), network, batch)
         assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
 

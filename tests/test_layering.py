@@ -22,6 +22,9 @@ FLOORS = {
     4: {"train", "session", "start", "handover", "task", "select", "population"},
     5: {
         "minimize",
+        "race",
+        "together",
+        "search",
         "outcome",
         "rounds",
         "checkpoint",

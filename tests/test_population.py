@@ -15,7 +15,7 @@ from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import choose, init_network
 from maskprune.population import make_population, stack, train_many, unstack
-from maskprune.session import make_session
+from maskprune.session import make_session, train_alone
 from maskprune.train import init_state, make_train_step
 
 
@@ -223,14 +223,16 @@ def test_other_errors_and_a_single_member_too_large_are_raised(monkeypatch, word
 
 def test_sessions_side_by_side_for_a_search():
     keys, states = members(3)
-    train = train_many(TOGETHER, DATA, 20)
-    found = train(list(keys), states)
+    train = train_many(TOGETHER, DATA)
+    found = train(list(keys), states, steps=20)
     for (state, report), key, begun in zip(found, keys, states, strict=True):
         alone, said = ALONE.run(key, begun, DATA, 20)
         close(state, alone)
         np.testing.assert_allclose(report.losses, said.losses, rtol=1e-5)
-    half = train(list(keys), states, until=9)
+    half = train(list(keys), states, steps=20, share=0.45)
     assert [int(state.step) for state, _ in half] == [9] * 3 and len(half[0][1].losses) == 9
+    one_by_one = train_alone(ALONE, DATA)
+    close([state for state, _ in half], [state for state, _ in one_by_one(keys, states, steps=20, share=0.45)])
 
 
 def test_states_go_in_and_out_of_a_stack_unchanged():

@@ -1,0 +1,93 @@
+"""Several candidates of one round, trained side by side: which of them is best?
+
+With `racing`, by successive halving: all run the first part of their session, the better half of them goes on to twice
+that, and so on, until one is left and finishes. A session that was stopped and resumed is bit for bit the session that
+was not, so the winner is what it would have been alone.
+
+References:
+    Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS 2016.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from maskprune.session import SessionReport
+from maskprune.train import TrainState
+
+
+TrainShare = Callable[..., list[tuple[TrainState, SessionReport]]]
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(eq=False)
+class Candidate:
+    """How far a candidate got.
+
+    Attributes:
+        state: Its state.
+        report: Of its session so far.
+        metrics: What `evaluate` said of it.
+        share: The part of the race it was in, up to 1.
+    """
+
+    state: TrainState
+    report: SessionReport
+    metrics: dict[str, float]
+    share: float = 0.0
+
+    @property
+    def worth(self) -> float:
+        """Its score; minus infinity where training or the score was not finite."""
+        score = float(self.metrics.get("score", math.nan))
+        return score if self.report.finite and math.isfinite(score) else -math.inf
+
+
+def race(
+    key: jax.Array, states: Sequence[TrainState], *, train: TrainShare, evaluate: Evaluate, racing: bool
+) -> list[Candidate]:
+    """Trains and measures candidates.
+
+    Args:
+        key: Key of the session, the same for all: they see the same batches.
+        states: Fresh states.
+        train: `train(keys, states, *, share) -> [(state, report), ...]`: sessions up to that share of their length,
+            from wherever the states stand.
+        evaluate: `evaluate(state) -> {"score": ...}`.
+        racing: Whether the worse half drops out at every doubling.
+
+    Returns:
+        The candidates in the order of `states`; those that dropped out as they were then.
+    """
+    nothing = SessionReport(np.zeros(0, np.float32), True, "", 0.0)
+    every = [Candidate(state, nothing, {}) for state in states]
+    doublings = math.ceil(math.log2(len(every))) if racing else 0
+    running = every
+    for turn in range(doublings, -1, -1):
+        going = [each for each in running if not each.report.stopped]
+        found = train([key] * len(going), [each.state for each in going], share=0.5**turn) if going else []
+        for each, (state, report) in zip(going, found, strict=True):
+            each.state, each.report, each.metrics = state, _after(each.report, report), dict(evaluate(state))
+        for each in running:
+            each.share = 0.5**turn
+        finite = [each for each in running if each.report.finite]
+        running = sorted(finite, key=lambda each: -each.worth)[: math.ceil(len(running) / 2)]
+    return every
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    """The one that got farthest; among several the one of most worth, and of these the first."""
+    return max(candidates, key=lambda each: (each.share, each.worth))
+
+
+def _after(first: SessionReport, second: SessionReport) -> SessionReport:
+    return second._replace(
+        losses=np.concatenate([first.losses, second.losses]),
+        seconds=first.seconds + second.seconds,
+        compile_seconds=first.compile_seconds + second.compile_seconds,
+    )
