@@ -184,6 +184,22 @@ def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
     assert program.main(config)["metrics"]["final"]["r2"] > 0.9
 
 
+def test_replicas_are_whole_searches_and_candidates_share_a_round(program, quick, tmp_path, capsys):
+    config = dataclasses.replace(quick, out=tmp_path, replicas=2, candidates=2, racing=True, seed=7, quiet=False)
+    smallest = program.main(config)
+    results = [json.loads((tmp_path / f"seed-{seed}" / "result.json").read_text()) for seed in (7, 8)]
+    assert [result["seed"] for result in results] == [7, 8]
+    assert sum(smallest["masks_after"].values()) == min(sum(result["masks_after"].values()) for result in results)
+    for seed, result in zip((7, 8), results, strict=True):
+        rows = list(csv.DictReader((tmp_path / f"seed-{seed}" / "history.csv").read_text().splitlines()))
+        steps = sum(int(row["steps"]) for row in rows)
+        assert result["steps"] == steps + 60 and "best of 2: " in rows[1]["reason"]
+        assert int(rows[1]["steps"]) == 10 + 10 + 10  # both half of the way, the better one to its end
+        assert (tmp_path / f"seed-{seed}" / "report.html").exists()
+    said = capsys.readouterr().out
+    assert "seed-7:   1" in said and "seed-8: last session" in said and "The smallest network is that of seed-" in said
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -199,6 +215,10 @@ def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
         ({"level": 0.5}, "--level"),
         ({"start_from": Path("network.npz"), "widths": (2, 2)}, "--widths"),
         ({"stagnation": 1.5}, "--stagnation"),
+        ({"stagnation": 0.1, "replicas": 2}, "--stagnation"),
+        ({"replicas": 0}, "--replicas"),
+        ({"candidates": 0}, "--candidates"),
+        ({"racing": True}, "--racing"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(program, quick, tmp_path, change, words):
