@@ -247,6 +247,8 @@ def load_data(config: Config, progress: Any) -> Any:
 
 
 def make_selector(config: Config, recipe: Recipe, model: Any, task: Any, network: Any) -> Any:
+    import jax
+
     import maskprune
     from maskprune import select
 
@@ -265,7 +267,7 @@ def make_selector(config: Config, recipe: Recipe, model: Any, task: Any, network
         measure = {"params": "parameters", "macs": "multiply_adds"}[config.objective]
         cost = maskprune.cost(model.apply, network.params, task.sample[0], groups=model.groups)
         made = select.weigh(made, cost.saving(measure))
-    return select.reverse(made) if config.reverse else made
+    return jax.jit(select.reverse(made) if config.reverse else made)
 
 
 def make_optimizer(recipe: Recipe) -> Any:

@@ -86,7 +86,7 @@ class Display:
         self.start(label, steps)
 
         def watch(state: TrainState, losses: np.ndarray) -> str:
-            self.move(int(np.max(state.step)), f"loss {float(np.nanmean(losses[..., -100:])):.3g}")
+            self.move(int(np.max(np.asarray(state.step))), f"loss {float(np.nanmean(losses[..., -100:])):.3g}")
             return ""
 
         return watch

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maskprune import losses, metrics
@@ -92,7 +93,7 @@ def picture_task(
 
     evaluate = _evaluation(apply, to_device(dataset.evaluation), border=border, ceiling=ceiling)
     trouble = _blindness(evaluate, constant_score(dataset.evaluation.targets[:16], border=border))
-    fixed = draw_batch(jax.random.key(0), data, batch=sample, crop=crop)
+    fixed = jax.jit(functools.partial(draw_batch, batch=sample, crop=crop))(jax.random.key(0), data)
     return PictureTask(batch_loss, draw, data, evaluate, trouble, fixed)
 
 
@@ -135,6 +136,7 @@ def constant_score(targets: np.ndarray, *, border: int = 0, levels: int = 12) ->
         border: Pixels left out at each side.
         levels: How many constants are tried, from the mean of the targets up to 1.
     """
-    values = np.asarray(to_unit(targets))
-    constants = np.geomspace(max(float(values.mean()), 1e-3), 1.0, levels)
-    return max(metrics.soft_f1(np.full_like(values, level), values, border=border) for level in constants)
+    values = to_unit(targets)
+    constants = np.geomspace(max(float(values.mean()), 1e-3), 1.0, levels, dtype=np.float32)
+    score = jax.jit(lambda level: metrics.picture_sums(jnp.full_like(values, level), values, border=border))
+    return max(metrics.scores_from_sums(np.asarray(score(level)))["f1"] for level in constants)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ Step = Callable[..., tuple[TrainState, StepInfo]]
 
 def init_state(network: Network, optimizer: optax.GradientTransformation, model_state: Any = None) -> TrainState:
     """Starts training: a fresh optimizer for a network. The only way from an altered network back to a `TrainState`."""
-    opt_state = held(optimizer, trained_leaves(network)).init(network.params)
+    opt_state = _fresh(optimizer, network)
     model_state = jax.tree.map(strongly_typed, model_state)
     return TrainState(network=network, opt_state=opt_state, model_state=model_state, step=jnp.zeros((), jnp.int32))
 
@@ -91,6 +92,11 @@ def make_train_step(
         return after, StepInfo(loss=value, finite=jnp.isfinite(value) & _all_finite(moved))
 
     return step
+
+
+@partial(jax.jit, static_argnums=0)
+def _fresh(optimizer: optax.GradientTransformation, network: Network) -> Any:
+    return held(optimizer, trained_leaves(network)).init(network.params)
 
 
 def _gradients(full_loss: Callable[..., Any], state: TrainState, batch: Any, key: jax.Array | None) -> Any:

@@ -7,6 +7,7 @@ same function runs the full and the compacted network. Flax is met in `models/mo
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -70,14 +71,17 @@ def fcn(
     if min(channels) < 1:
         raise ValueError(f"The layer widths are {channels}: each must be at least 1.")
     shapes = [(k, k, i, o) for k, (i, o) in zip(sizes, itertools.pairwise(channels), strict=True)]
-    draw = _initials(initial)
+    scaled = _initials(initial)
+    largest = max(math.prod(shape) for shape in shapes)
 
+    @jax.jit
     def init(key: jax.Array) -> Params:
+        # Cut normals take long to compile: one draw serves all layers, each of which takes as many as it needs.
         keys = jax.random.split(key, len(shapes))
-        return {
-            name: draw(key, shape, last=position == len(shapes) - 1)
-            for position, (name, key, shape) in enumerate(zip(layer_names(len(shapes)), keys, shapes, strict=True))
-        }
+        drawn = jax.vmap(lambda key: jax.random.truncated_normal(key, -2.0, 2.0, (largest,)))(keys)
+        normals = [each[: math.prod(shape)].reshape(shape) for each, shape in zip(drawn, shapes, strict=True)]
+        names = layer_names(len(shapes))
+        return {name: scaled(each, last=name == names[-1]) for name, each in zip(names, normals, strict=True)}
 
     def activations(params: Params, pictures: jax.Array) -> dict[str, jax.Array]:
         found, flowing = {}, pictures
@@ -97,18 +101,17 @@ def layer_names(count: int) -> list[str]:
     return [f"conv{number}" for number in range(1, count + 1)]
 
 
-def he_initial(key: jax.Array, shape: tuple[int, ...], *, last: bool) -> dict[str, jax.Array]:
-    """Truncated normal scaled to standard deviation sqrt(2 / fan-in) (He et al. 2015), with small positive biases."""
-    fan_in = shape[0] * shape[1] * shape[2]
-    kernel = jax.random.truncated_normal(key, -2.0, 2.0, shape) * (np.sqrt(2.0 / fan_in) / _CUT_STD)
-    return {"kernel": kernel, "bias": jnp.full(shape[3], 0.1 if last else 0.05, jnp.float32)}
+def he_initial(normals: jax.Array, *, last: bool) -> dict[str, jax.Array]:
+    """Normals cut at two, scaled to standard deviation sqrt(2 / fan-in) (He et al. 2015), and small positive biases."""
+    fan_in = math.prod(normals.shape[:3])
+    kernel = normals * (np.sqrt(2.0 / fan_in) / _CUT_STD)
+    return {"kernel": kernel, "bias": jnp.full(normals.shape[3], 0.1 if last else 0.05, jnp.float32)}
 
 
-def thesis_initial(key: jax.Array, shape: tuple[int, ...], *, last: bool) -> dict[str, jax.Array]:
-    """Truncated normal of standard deviation 0.05, redrawn beyond two of them, and biases 0: the source document."""
+def thesis_initial(normals: jax.Array, *, last: bool) -> dict[str, jax.Array]:
+    """Normals cut at two, of standard deviation 0.05 before the cut, and biases 0: the source document."""
     del last
-    kernel = jax.random.truncated_normal(key, -2.0, 2.0, shape) * 0.05
-    return {"kernel": kernel, "bias": jnp.zeros(shape[3], jnp.float32)}
+    return {"kernel": normals * 0.05, "bias": jnp.zeros(normals.shape[3], jnp.float32)}
 
 
 def _layers(params: Params) -> list[str]:
