@@ -158,6 +158,8 @@ class Config:
     """Stop when no more masks than this are left."""
     stagnation: float | None = None
     """End a session early when its error improves by less than this share over five looks, such as 0.01."""
+    flips: bool = False
+    """Mirror training crops at random; for filters that know no direction."""
     size: int = 256
     """Side of the stored pictures, cut from the centre of each photograph."""
     split_seed: int = 1
@@ -310,6 +312,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
         batch=recipe.batch,
         crop=recipe.crop,
         ceiling=recipe.ceiling,
+        flips=config.flips,
     )
     optimizer = make_optimizer(recipe)
     train, latest = make_training(config, task, optimizer, show)

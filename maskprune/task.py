@@ -58,6 +58,7 @@ def picture_task(
     crop: int = 64,
     sample: int = 32,
     ceiling: float = 1.0,
+    flips: bool = False,
 ) -> PictureTask:
     """Joins a model and pictures.
 
@@ -71,6 +72,7 @@ def picture_task(
         crop: Their side, in pixels.
         sample: Crops of `PictureTask.sample`.
         ceiling: The largest output that counts as right in the score, see `losses.soft_f1`.
+        flips: Mirrors crops at random, left to right and top to bottom: for filters that know no direction.
 
     Raises:
         ValueError: The border is negative or leaves nothing of a crop, or the crop is larger than the pictures.
@@ -89,7 +91,7 @@ def picture_task(
         return loss(apply(params, inputs), targets, border=border)
 
     def draw(key: jax.Array, split: DeviceSplit) -> Batch:
-        return draw_batch(key, split, batch=batch, crop=crop)
+        return draw_batch(key, split, batch=batch, crop=crop, flips=flips)
 
     evaluate = _evaluation(apply, to_device(dataset.evaluation), border=border, ceiling=ceiling)
     trouble = _blindness(evaluate, constant_score(dataset.evaluation.targets[:16], border=border))

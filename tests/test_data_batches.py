@@ -9,7 +9,7 @@ from maskprune.data import Split, batches
 
 
 N, SIZE = 5, 24
-draw = jax.jit(batches.draw_batch, static_argnames=("batch", "crop"))
+draw = jax.jit(batches.draw_batch, static_argnames=("batch", "crop", "flips"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,17 @@ def test_every_crop_is_a_piece_of_a_picture(split, key):
     windows = np.lib.stride_tricks.sliding_window_view(stored, (7, 7), (1, 2)).reshape(-1, 49)
     for crop in np.rint(np.asarray(inputs) * 255).reshape(-1, 49):
         assert (windows == crop).all(1).any()
+
+
+def test_flips_mirror_input_and_target_alike_in_all_four_ways(split, key):
+    plain, _ = draw(key, split, batch=64, crop=7)
+    inputs, targets = draw(key, split, batch=64, crop=7, flips=True)
+    np.testing.assert_allclose(inputs, targets, atol=1e-7)
+    found = set()
+    for before, after in zip(np.asarray(plain), np.asarray(inputs), strict=True):
+        ways = {"": before, "h": before[:, ::-1], "v": before[::-1], "both": before[::-1, ::-1]}
+        found |= {name for name, way in ways.items() if np.array_equal(way, after)}
+    assert found == {"", "h", "v", "both"}
 
 
 def test_every_picture_and_place_is_reached(split, key):

@@ -53,7 +53,9 @@ def to_unit(stored: jax.Array | np.ndarray) -> jax.Array:
     return jnp.asarray(stored).astype(jnp.float32) / jnp.float32(jnp.iinfo(stored.dtype).max)
 
 
-def draw_batch(key: jax.Array, split: DeviceSplit, *, batch: int, crop: int) -> tuple[jax.Array, jax.Array]:
+def draw_batch(
+    key: jax.Array, split: DeviceSplit, *, batch: int, crop: int, flips: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Draws pictures with replacement and cuts one square at a random place from each, input and target alike.
 
     Pure: the key decides everything. `batch` and `crop` are static; the rest may be traced, scanned or vmapped.
@@ -63,6 +65,7 @@ def draw_batch(key: jax.Array, split: DeviceSplit, *, batch: int, crop: int) -> 
         split: what to draw from.
         batch: how many crops, at least 1.
         crop: side of a crop in pixels, from 1 to the size stored; the size itself gives whole pictures.
+        flips: mirrors half of the crops left to right, and half top to bottom, input and target alike.
 
     Returns:
         Inputs and targets, float32[batch, crop, crop, 1] in [0, 1] each.
@@ -79,9 +82,14 @@ def draw_batch(key: jax.Array, split: DeviceSplit, *, batch: int, crop: int) -> 
     row = jax.random.randint(for_row, (batch,), 0, height - crop + 1)
     column = jax.random.randint(for_column, (batch,), 0, width - crop + 1)
 
+    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 3), shape=(2, batch, 1, 1, 1))
+
     def cut(stored: jax.Array) -> jax.Array:  # [N, S, S, 1] -> [batch, crop, crop, 1]
         one = lambda i, r, c: jax.lax.dynamic_slice(stored, (i, r, c, 0), (1, crop, crop, 1))[0]
-        return to_unit(jax.vmap(one)(picture, row, column))
+        crops = jax.vmap(one)(picture, row, column)
+        for axis, some in zip((1, 2), mirrored, strict=True) if flips else ():
+            crops = jnp.where(some, jnp.flip(crops, axis), crops)
+        return to_unit(crops)
 
     return cut(split.inputs), cut(split.targets)
 
