@@ -37,7 +37,8 @@ class Outcome(NamedTuple):
         seconds: Its wall time.
         stop: Why it ended.
         interrupted: Whether somebody stopped it.
-        compile_seconds: The part of the wall time that was spent compiling the training loop.
+        training_seconds: The part of the wall time that was spent training, without compiling it.
+        compile_seconds: The part that was spent compiling the training loop.
     """
 
     initial: Network
@@ -47,6 +48,7 @@ class Outcome(NamedTuple):
     seconds: float
     stop: str
     interrupted: bool = False
+    training_seconds: float = 0.0
     compile_seconds: float = 0.0
 
 
@@ -85,6 +87,7 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
         "rounds": sum(row["verdict"] in ("accepted", "refused") for row in found.rows),
         "steps": found.steps,
         "seconds": round(found.seconds, 3),
+        "training_seconds": round(found.training_seconds, 3),
         "compile_seconds": round(found.compile_seconds, 3),
         "stop": found.stop,
         "interrupted": found.interrupted,

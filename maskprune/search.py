@@ -143,12 +143,14 @@ class _Books:
         self.initial: Network | None = None
         self.state: TrainState | None = None
         self.rows: list[record.Row] = []
-        self.steps, self.compile_seconds, self.stop, self.interrupted = 0, 0.0, "", False
+        self.steps, self.stop, self.interrupted = 0, "", False
+        self.training_seconds = self.compile_seconds = 0.0
 
     def counting(self, train: TrainMany) -> TrainMany:
         def counted(keys: Any, states: Any, *, steps: int, share: float = 1.0) -> Any:
             found = train(keys, states, steps=steps, share=share)
             self.steps += sum(len(report.losses) for _, report in found)
+            self.training_seconds += sum(report.seconds - report.compile_seconds for _, report in found)
             self.compile_seconds += sum(report.compile_seconds for _, report in found)
             return found
 
@@ -181,5 +183,6 @@ class _Books:
             seconds=seconds,
             stop=self.stop,
             interrupted=self.interrupted,
+            training_seconds=self.training_seconds,
             compile_seconds=self.compile_seconds,
         )

@@ -1,5 +1,6 @@
 """The README's examples, run as they stand but for the number of steps."""
 
+import itertools
 import re
 import runpy
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from maskprune.minimize import minimize
 from maskprune.testing import check_selector
 
 
@@ -19,14 +21,19 @@ def blocks() -> list[str]:
 
 
 def test_the_library_example_and_the_selector_run(blocks, tmp_path, capsys):
-    library, selector, _ = blocks  # the third is run in test_adapters.py
+    library, selector, many, _ = blocks  # the fourth is run in test_adapters.py
     assert len([line for line in library.splitlines() if line.strip()]) <= 20
     for steps, fewer in (("800", "40"), ("600", "2")):
-        assert library.count(steps) == 1
-        library = library.replace(steps, fewer)
+        assert library.count(steps) == many.count(steps) == 1
+        library, many = library.replace(steps, fewer), many.replace(steps, fewer)
     path = tmp_path / "example.py"
-    path.write_text(library + selector)
+    path.write_text(library + selector + many)
     names = runpy.run_path(str(path))
+    assert names["report"].finite.all() and names["report"].losses.shape == (16, 40)
+    (_, more) = itertools.islice(
+        minimize(names["key"], names["state"], selector=names["quiet"], **names["settings"]), 2
+    )
+    assert more.reason.startswith("best of 4") and len(more.rivals) == 3
     assert "0 {} the network to minimize" in capsys.readouterr().out
     widths = [layer["kernel"].shape[3] for layer in names["params"].values()]
     assert widths[:2] == [int(flags.sum()) for flags in names["found"].state.network.enabled.values()]

@@ -75,7 +75,7 @@ def test_a_whole_search():
     assert found.steps == 200 + 5 * 40 + 30 == found.rows[-1]["total_steps"]
     assert [row["total_steps"] for row in found.rows] == [200, 240, 280, 320, 360, 400, 430]
     assert found.stop == "every mask that may go was refused" and "last session" in show.lines[-1]
-    assert 0 <= found.compile_seconds < found.seconds
+    assert 0 <= found.compile_seconds < found.seconds and 0 < found.training_seconds < found.seconds
 
 
 def test_the_last_session_is_kept_only_if_it_is_better():

@@ -1,0 +1,120 @@
+"""What does training many networks side by side gain over training one after another?
+
+Milliseconds of one step of one member (1-5-5-1 network, Adam, mean squared error, float32; every member draws its own
+batch) in `make_population`, against one step of a single `make_session`. The two take turns. A timing has as many steps
+as fit into `--budget` seconds at the pace of the population before it, at least one; a population of which one step
+would take longer than `--longest` seconds is left out. Memory is what the compiled program of one group needs.
+
+    python benchmarks/population.py --sizes 64 --members 1 4 16 64 --json benchmarks/results/population_cpu.json
+    python benchmarks/population.py --sizes 64 --members 16 --at-once 1 2 4 8 16
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from common import CHUNK, Problem, Row, fitting, problem, program_memory, summary, write
+
+import maskprune
+
+
+POOL = 16  # pictures that batches are drawn from
+Timed = Callable[[int], tuple[float, Any]]  # milliseconds of one step of one member, and the report
+
+
+def single(found: Problem) -> Timed:
+    session, key = maskprune.make_session(found.step, found.draw, chunk=CHUNK), jax.random.key(0)
+    state = found.state(key)
+
+    def run(steps: int) -> tuple[float, Any]:
+        _, report = session.run(key, state, found.pictures, steps)
+        return (report.seconds - report.compile_seconds) / steps * 1e3, report
+
+    return run
+
+
+def side_by_side(found: Problem, members: int, at_once: int | None) -> Timed:
+    population = maskprune.make_population(found.step, found.draw, chunk=CHUNK, at_once=at_once)
+    keys = jax.random.split(jax.random.key(0), members)
+    states = found.states(keys)
+
+    def run(steps: int) -> tuple[float, Any]:
+        _, report = population.run(keys, states, found.pictures, steps)
+        return (report.seconds - report.compile_seconds) / steps / members * 1e3, report
+
+    return run
+
+
+def compare(alone: Timed, together: Timed, counts: tuple[int, int], repeats: int) -> Row:
+    """Both alternately, after a first run of the population, which compiles."""
+    _, first = together(1)
+    times = [(alone(counts[0])[0], together(counts[1])[0]) for _ in range(repeats)]
+    one, each = (summary(column) for column in zip(*times, strict=True))
+    return {
+        **each,
+        "steps": counts[1],
+        "at_once": first.at_once,
+        "compile_s": first.compile_seconds,
+        "steps_per_s": 1e3 / each["median_ms"],
+        "single_ms": one["median_ms"],
+        "single_spread": one["spread"],
+        "ratio_to_single": each["median_ms"] / one["median_ms"],
+    }
+
+
+def rows_of(size: int, options: argparse.Namespace) -> Iterator[Row]:
+    found, memory = problem(size, options.batch, pool=POOL), {}
+    alone = single(found)
+    alone(1)
+    pace, _ = alone(1)
+    steps = fitting(options.steps, options.budget, pace)
+    for at_once in options.at_once or [None]:
+        pace_now = pace
+        for members in options.members:
+            if pace_now * members > options.longest * 1e3:
+                print(f"{size:>4}²  {members:>5} members: left out, a step would take {pace_now * members / 1e3:.0f} s")
+                continue
+            counts = steps, fitting(options.steps, options.budget, pace_now * members)
+            row = compare(alone, side_by_side(found, members, at_once), counts, options.repeats)
+            group = row["at_once"]
+            memory[group] = memory.get(group) or program_memory(found, group)
+            pace_now = row["median_ms"]
+            own = at_once is None
+            yield {"size": size, "batch": options.batch, "members": members, "own_choice": own, **row, **memory[group]}
+
+
+def say(row: Row) -> None:
+    print(
+        f"{row['size']:>4}²  {row['members']:>5} members, {row['at_once']:>4} at once  {row['median_ms']:8.3f} ms  "
+        f"spread {row['spread']:.2f}  {row['ratio_to_single']:.2f} × a single session's {row['single_ms']:.3f} ms  "
+        f"{row['steps_per_s']:8.0f} steps/s  {row['program_mb'] or 0:7.1f} MB  (compiled in {row['compile_s']:.1f} s)",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="sides of the pictures")
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 16, 64], help="networks side by side")
+    parser.add_argument("--at-once", type=int, nargs="+", help="members trained at once; default: its own choice")
+    parser.add_argument("--batch", type=int, default=3, help="pictures a step")
+    parser.add_argument("--steps", type=int, default=CHUNK, help="steps a timing, at most")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds a timing, where one step does not take more")
+    parser.add_argument("--longest", type=float, default=15.0, help="seconds that one step may take")
+    parser.add_argument("--repeats", type=int, default=7, help="timings of each")
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    options = parser.parse_args()
+    rows = []
+    for size in options.sizes:
+        for row in rows_of(size, options):
+            say(row)
+            rows.append(row)
+    write(options.json, rows)
+
+
+if __name__ == "__main__":
+    main()
