@@ -1,6 +1,7 @@
 """`conv2d` against a sum over kernel taps in NumPy, in every way it is computed, with its derivatives and refusals."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -16,7 +17,7 @@ from maskprune.conv import blocked, default_way, describe_way, native
 
 
 WAYS = [NATIVE, "blocked", "xla"]
-SIDES = [(1, 1), (3, 3), (5, 5), (7, 7), (9, 9), (3, 5), (7, 1)]
+SIDES = [(1, 1), (3, 3), (5, 5), (7, 7), (9, 9), (3, 5), (7, 1), (1, 41)]
 PICTURES = [(1, 1), (2, 3), (5, 7), (13, 16), (32, 32)]
 
 run = jax.jit(conv2d, static_argnames=("relu", "padding", "way"))
@@ -179,22 +180,108 @@ def test_the_default_is_one_of_the_ways(rng):
 
 
 @BUILT
-def test_a_member_of_a_population_gets_the_bits_of_a_single_run(rng):
-    inputs, kernels, biases = numbers(rng, 4, 2, 33, 20, 3), numbers(rng, 4, 5, 5, 3, 2), numbers(rng, 4, 2)
+@pytest.mark.parametrize(("before", "after"), [(13, 7), (7, 13), (1, 8), (8, 1)])
+def test_many_channels_are_those_of_xla(rng, before, after):
+    given = numbers(rng, 2, 9, 21, before), numbers(rng, 3, 5, before, after), numbers(rng, after)
+    loss = lambda x, k, b, way: jnp.sum(run(x, k, b, relu=True, way=way) ** 2)
+    slopes = [jax.grad(partial(loss, way=way), argnums=(0, 1, 2))(*given) for way in ("native", "xla")]
+    for one, other in zip(*slopes, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-2)
 
-    def slopes(x, k, b):
-        loss = lambda x, k, b: jnp.sum(conv2d(x, k, b, relu=True, way="native") ** 2)
-        return jax.value_and_grad(loss, argnums=(0, 1, 2))(x, k, b)
 
-    inputs = inputs.at[1, 0, 3, 3, 0].set(jnp.nan)
-    together = jax.jit(jax.vmap(slopes))(inputs, kernels, biases)
-    for i in (0, 2, 3):  # the second member is lost, and nobody else notices
-        alone = jax.jit(slopes)(inputs[i], kernels[i], biases[i])
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-            np.testing.assert_allclose(a[i], b, rtol=1e-6)
-    twice = jax.vmap(jax.vmap(partial(conv2d, way="native"), (None, 0)), (0, None))(inputs[2:], kernels)
+@BUILT
+def test_pictures_that_stay_get_no_gradient(rng):
+    """Of two layers only the second one gives a gradient of its inputs, alone, in a population and in a loop."""
+    inputs, kernels = numbers(rng, 1, 6, 7, 2), (numbers(rng, 3, 3, 2, 3), numbers(rng, 3, 3, 3, 1))
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = conv2d(x, kernel, relu=True, way="native")
+        return jnp.sum(x**2)
+
+    step = lambda kernels, x: jax.tree.map(jnp.subtract, kernels, jax.grad(loss)(kernels, x))
+    loop = lambda kernels, x: jax.lax.scan(lambda k, _: (jax.jit(step)(k, x), None), kernels, length=2)[0]
+    many = jax.vmap(loop, (None, 0))
+    for steps, x in ((step, inputs), (loop, inputs), (many, inputs[None])):
+        found = str(jax.make_jaxpr(steps)(kernels, x))
+        assert sorted(re.findall(r"wanted=(\w+)", found)) == ["False", "True"]
+        assert len(re.findall("= conv2d_(?!backward)", found)) == 2  # and no call beside these and the layers
+    both = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(kernels, inputs))
+    assert re.findall(r"wanted=(\w+)", both) == ["True", "True"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_slope_where_the_output_is_zero(rng, way):
+    inputs = jnp.asarray(rng.integers(-1, 2, (2, 7, 19, 1)), jnp.float32)
+    weights = jnp.asarray(rng.integers(1, 9, inputs.shape), jnp.float32)
+    loss = lambda x, k, b: jnp.sum(weights * run(x, k, b, relu=True, way=way))
+    dx, dk, db = jax.grad(loss, argnums=(0, 1, 2))(inputs, jnp.ones((1, 1, 1, 1)), jnp.zeros(1))
+    passed = jnp.where(inputs > 0, weights, 0)
+    assert (inputs == 0).any()
+    np.testing.assert_array_equal(dx, passed)
+    assert db == passed.sum() and dk == jnp.sum(inputs * passed)
+
+
+@BUILT
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_backward_call_transposed_is_the_slope(rng, relu):
+    given = numbers(rng, 1, 6, 9, 3), numbers(rng, 3, 5, 3, 2), numbers(rng, 2)
+    moved = tuple(numbers(rng, *each.shape) for each in given)
+    layer = partial(conv2d, relu=relu, way="native")
+    outputs, pull = jax.vjp(layer, *given)
+    (found,) = jax.linear_transpose(pull, outputs)(moved)
+    np.testing.assert_allclose(found, jax.jvp(layer, given, moved)[1], rtol=1e-5, atol=1e-5)
+    zero = jax.tree.map(jnp.zeros_like, moved)
+    for i in range(3):  # any of them moves alone
+        only = tuple(one if i == j else other for j, (one, other) in enumerate(zip(moved, zero, strict=True)))
+        alone = jax.jvp(lambda x, i=i: layer(*given[:i], x, *given[i + 1 :]), (given[i],), (moved[i],))[1]
+        np.testing.assert_allclose(alone, jax.jvp(layer, given, only)[1], rtol=1e-5, atol=1e-5)
+
+
+def layer_and_slopes(x, k, b):
+    """The outputs of a layer and the gradients of the sum of their squares."""
+    outputs, pull = jax.vjp(partial(conv2d, relu=True, way="native"), x, k, b)
+    return outputs, *pull(2 * outputs)
+
+
+@BUILT
+@pytest.mark.parametrize(
+    ("shape", "after"), [((4, 2, 33, 20, 3), 2), ((4, 2, 33, 20, 2), 3), ((3, 1, 5, 3, 1), 5), ((700, 1, 16, 3, 5), 5)]
+)
+def test_a_member_of_a_population_gets_the_bits_of_a_single_run(rng, shape, after):
+    size, *_, before = shape
+    given = numbers(rng, *shape), numbers(rng, size, 5, 5, before, after), numbers(rng, size, after)
+    many, single = jax.jit(jax.vmap(layer_and_slopes)), jax.jit(layer_and_slopes)
+    clean = many(*given)
+    for i in {0, 2, size // 2, size - 1}:
+        for together, alone in zip(clean, single(*(each[i] for each in given)), strict=True):
+            np.testing.assert_array_equal(together[i], alone)
+    for n in range(2):  # members with a bad pixel or weight are lost, and nobody else notices
+        bad = list(given)
+        bad[n] = given[n].at[1::2, 0, 0, 0, 0].set(jnp.nan)
+        found = many(*bad)
+        assert all(np.isnan(found[0][i]).any() for i in range(1, size, 2))
+        for one, other in zip(clean, found, strict=True):
+            np.testing.assert_array_equal(one[::2], other[::2])
+
+
+@BUILT
+@pytest.mark.parametrize("sides", [(1, 1), (3, 1), (1, 5), (5, 5)])
+@pytest.mark.parametrize(("before", "after"), [(3, 4), (4, 3)])
+def test_what_an_earlier_call_left_does_not_matter(rng, before, after, sides):
+    lost = jnp.full((3, 64, 64, 6), jnp.nan), numbers(rng, 3, 3, 6, 6), numbers(rng, 6)
+    for calls in (layer_and_slopes, partial(conv2d, relu=True, way="native")):
+        assert np.isnan(jax.tree.leaves(jax.jit(calls)(*lost))[0]).all()
+    given = numbers(rng, 3, 13, 21, before), numbers(rng, *sides, before, after), numbers(rng, after)
+    assert all(np.isfinite(each).all() for each in jax.jit(layer_and_slopes)(*given))
+
+
+@BUILT
+def test_populations_of_populations(rng):
+    inputs, kernels = numbers(rng, 2, 2, 33, 20, 3), numbers(rng, 4, 5, 5, 3, 2)
+    twice = jax.vmap(jax.vmap(partial(conv2d, way="native"), (None, 0)), (0, None))(inputs, kernels)
     assert twice.shape == (2, 4, 2, 33, 20, 2)
-    np.testing.assert_array_equal(twice[1, 3], conv2d(inputs[3], kernels[3], way="native"))
+    np.testing.assert_array_equal(twice[1, 3], conv2d(inputs[1], kernels[3], way="native"))
 
 
 ELSEWHERE = """

@@ -1,9 +1,11 @@
 """The native way: direct convolutions compiled from `_native.cc`, called inside compiled JAX code on the CPU.
 
-A convolution is linear in its picture and in its kernel. Told so, JAX derives everything from two calls, the
-convolution and the gradient of its kernel: forward and backward derivatives of every order stay within the two. Members
-of a population (`vmap`) are a leading axis of both. Logical shapes are the usual ones; in memory pictures are planar,
-one channel after another, and XLA lays out what stands between two calls in the same way.
+A layer is one call forward and one backward, which gives all gradients at once. JAX is told what the two are: how a
+layer moves when what it is given moves is linear (`_slope`), and its transpose is the backward call. Both are also
+written with two primitives for which JAX needs no telling, as they are linear in each argument: the convolution and the
+gradient of its kernel. So derivatives of every order, forward and backward, stay within the two calls. Members of a
+population (`vmap`) are a leading axis of both. Logical shapes are the usual ones; in memory pictures are planar, one
+channel after another, and XLA lays out what stands between two calls in the same way.
 
 Whoever installs without a C++ compiler has no library here (`LEVEL` is then None) and `conv2d` takes another way. The
 environment variable MASKPRUNE_NATIVE names the instruction set to use instead of the best one, or says `off`.
@@ -21,12 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
 PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
-TARGETS = ("maskprune_convolve", "maskprune_kernel_gradient")
+TARGETS = ("maskprune_convolve", "maskprune_backward")
 
 
 def conv2d_native(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, relu: bool) -> jax.Array:
@@ -67,42 +70,90 @@ LEVEL = _load()
 # The two calls. Every array has the axis of members in front.
 
 
-def _call(name: str, shape: Sequence[int], layouts: Sequence[Any], *arrays: jax.Array, **options: Any) -> jax.Array:
-    *given, made = layouts
-    result = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
-    return jax.ffi.ffi_call(name, result, input_layouts=given, output_layouts=made)(*arrays, **options)
+def _call(name: str, made: Sequence[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any], relu: bool) -> Any:
+    """Arrays and shapes come with how they lie in memory."""
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape, _ in made]
+    arrays, layouts = zip(*given, strict=True)
+    call = jax.ffi.ffi_call(name, results, input_layouts=layouts, output_layouts=[layout for _, layout in made])
+    return call(*arrays, relu=relu)
 
 
 def _run_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, relu: bool) -> jax.Array:
-    shape = (*x.shape[:4], kernel.shape[4])
-    return _call(TARGETS[0], shape, (PLANAR, None, None, PLANAR), x, kernel, bias, relu=relu)
+    made = [((*x.shape[:4], kernel.shape[4]), PLANAR)]
+    return _call(TARGETS[0], made, (x, PLANAR), (kernel, None), (bias, None), relu=relu)[0]
 
 
 def _run_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _run_layer(x, kernel, jnp.zeros((kernel.shape[0], kernel.shape[4]), kernel.dtype), relu=False)
 
 
+def _run_backward(
+    x: jax.Array, kernel: jax.Array, y: jax.Array, g: jax.Array, *, relu: bool, wanted: bool
+) -> list[jax.Array]:
+    """The gradients of kernel and bias and, if wanted, that of x."""
+    made = [(kernel.shape, None), (g.shape[::4], None), (x.shape, PLANAR) if wanted else ((0,), None)]
+    found = _call(TARGETS[1], made, (x, PLANAR), (kernel, None), (y, PLANAR), (g, PLANAR), relu=relu)
+    return found if wanted else found[:2]
+
+
 def _run_gradient(x: jax.Array, g: jax.Array, *, sides: tuple[int, int]) -> jax.Array:
-    shape = (x.shape[0], *sides, x.shape[4], g.shape[4])
-    return _call(TARGETS[1], shape, (PLANAR, PLANAR, None), x, g)
+    kernel = jnp.zeros((x.shape[0], *sides, x.shape[4], g.shape[4]), x.dtype)  # only its shape is used
+    return _run_backward(x, kernel, g, g, relu=False, wanted=False)[0]
 
 
-def _primitive(name: str, run: Any) -> Primitive:
+# What the slope of a layer and its transpose are, in terms of what JAX can derive further.
+
+
+def _gate(y: jax.Array, slope: jax.Array, relu: bool) -> jax.Array:
+    return jnp.where(y > 0, slope, 0) if relu else slope
+
+
+def _plain_slope(
+    x: jax.Array, kernel: jax.Array, y: jax.Array, dkernel: jax.Array, dbias: jax.Array, *dx: jax.Array, relu: bool
+) -> jax.Array:
+    """How the layer's output moves with kernel, bias and, where they move, inputs."""
+    slope = _convolve.bind(x, dkernel) + dbias[:, None, None, None]
+    return _gate(y, slope + _convolve.bind(dx[0], kernel) if dx else slope, relu)
+
+
+def _plain_backward(
+    x: jax.Array, kernel: jax.Array, y: jax.Array, g: jax.Array, *, relu: bool, wanted: bool
+) -> list[jax.Array]:
+    g = _gate(y, g, relu)
+    found = [_gradient.bind(x, g, sides=kernel.shape[1:3]), g.sum((1, 2, 3))]
+    return [*found, _convolve.bind(g, _flipped(kernel))] if wanted else found
+
+
+def _flipped(kernel: jax.Array) -> jax.Array:
+    """The kernel that takes gradients of the outputs back to the inputs."""
+    return kernel[:, ::-1, ::-1].swapaxes(3, 4)
+
+
+# The primitives.
+
+
+def _primitive(name: str, run: Any, several: bool = False) -> Primitive:
     """A primitive computed by `run` for all members at once."""
     primitive = Primitive(name)
+    primitive.multiple_results = several
     primitive.def_impl(lambda *arrays, **params: jax.jit(partial(run, **params))(*arrays))
-    made = lambda *arrays, **params: jax.eval_shape(partial(run, **params), *arrays).shape
-    primitive.def_abstract_eval(lambda *arrays, **params: ShapedArray(made(*arrays, **params), jnp.float32))
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
 
-    def batch(arrays: Sequence[jax.Array], axes: Sequence[int | None], **params: Any) -> tuple[jax.Array, int]:
+    def made(*arrays: Any, **params: Any) -> Any:
+        shapes = jax.eval_shape(partial(run, **params), *arrays)
+        return jax.tree.map(lambda each: ShapedArray(each.shape, jnp.float32), shapes)
+
+    primitive.def_abstract_eval(made)
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=several))
+
+    def batch(arrays: Sequence[jax.Array], axes: Sequence[int | None], **params: Any) -> tuple[Any, Any]:
         size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
         front = [
             jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
             for x, axis in zip(arrays, axes, strict=True)
         ]
         found = primitive.bind(*(x.reshape(-1, *x.shape[2:]) for x in front), **params)
-        return found.reshape(size, -1, *found.shape[1:]), 0
+        found = jax.tree.map(lambda each: each.reshape(size, -1, *each.shape[1:]), found)
+        return found, [0] * len(found) if several else 0
 
     batching.primitive_batchers[primitive] = batch
     return primitive
@@ -111,12 +162,8 @@ def _primitive(name: str, run: Any) -> Primitive:
 _fused = _primitive("conv2d_bias_relu", _run_layer)
 _convolve = _primitive("conv2d_planar", _run_convolve)
 _gradient = _primitive("conv2d_kernel_gradient", _run_gradient)
-
-
-def _flipped(kernel: jax.Array) -> jax.Array:
-    """The kernel that takes gradients of the outputs back to the inputs."""
-    return kernel[:, ::-1, ::-1].swapaxes(3, 4)
-
+_slope = _primitive("conv2d_slope", _plain_slope)
+_backward = _primitive("conv2d_backward", _run_backward, several=True)
 
 ad.defbilinear(
     _convolve,
@@ -130,9 +177,30 @@ ad.defbilinear(
 )
 
 
-def _everywhere(bias: jax.Array, x: jax.Array) -> jax.Array:
-    """The bias at every pixel, as a convolution of ones: its gradient is then one of our calls, not XLA's slow sum."""
-    return _convolve.bind(jnp.ones((*x.shape[:4], 1), x.dtype), bias[:, None, None, None])
+def _jvp(primitive: Primitive, plain: Any, primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
+    """The derivative of a primitive is that of a plain function which gives the same."""
+    moved = tuple(ad.instantiate_zeros(each) for each in tangents)
+    return primitive.bind(*primals, **params), jax.jvp(partial(plain, **params), tuple(primals), moved)[1]
+
+
+ad.primitive_jvps[_slope] = partial(_jvp, _slope, _plain_slope)
+ad.primitive_jvps[_backward] = partial(_jvp, _backward, _plain_backward)
+
+
+def _slope_transposed(g: Any, x: Any, kernel: Any, y: Any, *moved: Any, relu: bool) -> tuple[Any, ...]:
+    """What is known among `moved` is zero, and nobody asks for its gradient."""
+    found = _backward.bind(x, kernel, y, ad.instantiate_zeros(g), relu=relu, wanted=len(moved) == 3)
+    asked = [one if ad.is_undefined_primal(each) else None for one, each in zip(found, moved, strict=True)]
+    return None, None, None, *asked
+
+
+def _backward_transposed(moved: Any, x: Any, kernel: Any, y: Any, g: Any, **params: Any) -> tuple[Any, ...]:
+    slope = _slope.bind(x, kernel, y, *(ad.instantiate_zeros(each) for each in moved), relu=params["relu"])
+    return None, None, None, slope
+
+
+ad.primitive_transposes[_slope] = _slope_transposed
+ad.primitive_transposes[_backward] = _backward_transposed
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -140,9 +208,12 @@ def _layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool) -> jax.
     return _fused.bind(x, kernel, bias, relu=relu)
 
 
-@_layer.defjvp
+@partial(_layer.defjvp, symbolic_zeros=True)
 def _(relu: bool, primals: Any, tangents: Any) -> Any:
-    (x, kernel, _), (dx, dkernel, dbias) = primals, tangents
+    x, kernel, _ = primals
+    dx, *weights = tangents
     y = _layer(*primals, relu)
-    slope = _convolve.bind(dx, kernel) + _convolve.bind(x, dkernel) + _everywhere(dbias, x)
-    return y, jnp.where(y > 0, slope, 0) if relu else slope
+    moved = [jnp.zeros_like(w) if isinstance(d, SymbolicZero) else d for w, d in zip(primals[1:], weights, strict=True)]
+    if not isinstance(dx, SymbolicZero):  # pictures that stay, as those of a first layer, need no gradient
+        moved.append(dx)
+    return y, _slope.bind(x, kernel, y if relu else x, *moved, relu=relu)
