@@ -28,9 +28,9 @@ from maskprune.session import (
     SessionReport,
     TrainMany,
     automatic,
-    check_steps,
     chunk_loop,
     chunks,
+    end_of,
     not_finite,
     one_blas_thread,
     one_step,
@@ -143,7 +143,7 @@ def make_population(
     ) -> tuple[TrainState, PopulationReport]:
         began, compiling, count = time.perf_counter(), groups.compiled.seconds, len(keys)
         members, rates, done = _checked(keys, states, rates)
-        done, end = check_steps(done, steps, until)
+        end = end_of(done, steps, until)
         losses, taken, stopped = [], np.zeros(count, np.int32), ""
         data = groups.everywhere(data)
         with one_blas_thread():
@@ -227,7 +227,7 @@ class _Groups:
 
     def split(self, members: Member, keys: jax.Array, rates: np.ndarray, data: Any) -> tuple[list[Any], list[Any]]:
         """Groups on the devices, of a size that fits into memory; the last is filled up with members that stand."""
-        count = len(rates)
+        count, key_data = len(rates), np.asarray(jax.random.key_data(keys))
         if self._most is None and jax.default_backend() == "cpu":
             batch = jax.tree.leaves(jax.eval_shape(self._draw, jax.random.key(0), data))
             self._most = self._devices * max(1, CACHE // max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in batch)))
@@ -235,7 +235,7 @@ class _Groups:
             size = self.size(count)
             rows = np.arange(math.ceil(count / size) * size).reshape(-1, size)
             lanes = [self._lane(members, row) for row in rows]
-            courses = [self._course(keys, rates, row) for row in rows]
+            courses = [self._course(key_data, jax.random.key_impl(keys), rates, row) for row in rows]
             program = self.compiled.get(lanes[0], courses[0], data, np.int32(0), np.int32(0))
             fits = 1.0 if self._given else _share_that_fits(program)
             if fits >= 1 or size == self._devices:
@@ -267,10 +267,10 @@ class _Groups:
         lane = jax.tree.map(lambda leaf: leaf[np.minimum(row, last)], members)
         return self._put(Member(lane.state, lane.alive & (row <= last)))
 
-    def _course(self, keys: jax.Array, rates: np.ndarray, row: np.ndarray) -> Course:
+    def _course(self, key_data: np.ndarray, implementation: Any, rates: np.ndarray, row: np.ndarray) -> Course:
         row = np.minimum(row, len(rates) - 1)
-        key = self._put(np.asarray(jax.random.key_data(keys))[row])
-        return Course(jax.random.wrap_key_data(key, impl=jax.random.key_impl(keys)), self._put(rates[row]))
+        keys = jax.random.wrap_key_data(self._put(key_data[row]), impl=implementation)
+        return Course(keys, self._put(rates[row]))
 
     def _put(self, tree: Any) -> Any:
         if self._mesh is None:

@@ -84,7 +84,8 @@ def search(
     """
     began, books = time.perf_counter(), _Books()
     first_key, search_key, last_key = jax.random.split(key, 3)
-    one = partial(_one, books.counting(train))
+    train = books.counting(train)
+    one = partial(_one, train)
     try:
         show.upcoming = "first session"
         if lengths.first:
@@ -101,7 +102,7 @@ def search(
             search_key,
             state,
             train=partial(one, steps=lengths.short),
-            train_many=partial(books.counting(train), steps=lengths.short),
+            train_many=partial(train, steps=lengths.short),
             evaluate=evaluate,
             optimizer=optimizer,
             selector=selector(state.network),

@@ -26,8 +26,6 @@ from maskprune.train import Step, TrainState
 
 Draw = Callable[[jax.Array, Any], Any]
 Watch = Callable[[TrainState, np.ndarray], str]
-
-
 TrainMany = Callable[..., list[tuple[TrainState, "SessionReport"]]]
 
 
@@ -114,7 +112,8 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
         watch: Watch | None = None,
     ) -> tuple[TrainState, SessionReport]:
         began, compiling, losses, finite, stopped = time.perf_counter(), compiled.seconds, [], True, ""
-        done, end = check_steps(int(state.step), steps, until)
+        done = int(state.step)
+        end = end_of(done, steps, until)
         start, course = Member(state, np.bool_(True)), Course(key, np.float32(rate))
         if everywhere is not None:
             start, course, data = jax.device_put((start, course, data), everywhere)
@@ -307,8 +306,8 @@ def automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def check_steps(done: int, steps: int, until: int | None) -> tuple[int, int]:
-    """Where a session stands and where it ends."""
+def end_of(done: int, steps: int, until: int | None) -> int:
+    """The step at which a session ends that stands at `done`."""
     end = steps if until is None else until
     if steps < 0:
         raise ValueError(f"`steps` is {steps}: a session takes 0 or more.")
@@ -318,7 +317,7 @@ def check_steps(done: int, steps: int, until: int | None) -> tuple[int, int]:
         )
     if end > steps:
         raise ValueError(f"`until` is {until}, beyond the {steps} `steps` of this session.")
-    return done, end
+    return end
 
 
 def not_finite(step: int) -> str:

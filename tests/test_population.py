@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import linear_draw as draw
+from toys import linear_loss as loss
 
 import maskprune
 from maskprune import population
@@ -22,16 +24,6 @@ from maskprune.train import init_state, make_train_step
 OPTIMIZER = optax.adam(0.05)
 DATA = jnp.array([[1.0, -2.0, 0.5, 3.0], [0.0, 1.0, -1.0, 2.0], [2.0, 0.0, 1.0, -1.0]])
 GROUPS = Groups((Group("g", 4, (Slice("kernel", 1, (0, 1, 2, 3), "out"), Slice("bias", 0, (0, 1, 2, 3), "out"))),))
-
-
-def loss(params, batch):
-    inputs, targets = batch
-    return jnp.mean(jnp.square(inputs @ params["kernel"] + params["bias"][None] - targets))
-
-
-def draw(key, data):
-    inputs = jax.random.normal(key, (4, 3))
-    return inputs, inputs @ data + 0.5
 
 
 STEP = make_train_step(loss, OPTIMIZER)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import linear_draw as draw
+from toys import linear_loss as loss
 
 from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
@@ -27,16 +29,6 @@ def small_network(scale=0.1):
     params = {"bias": jnp.full(4, scale), "calls": jnp.array([7, 8]), "kernel": jnp.full((3, 4), scale)}
     own = (Slice("kernel", 1, labels, "out"), Slice("bias", 0, labels, "out"))
     return init_network(params, Groups((Group("g", 4, own),)))
-
-
-def loss(params, batch):
-    inputs, targets = batch
-    return jnp.mean(jnp.square(inputs @ params["kernel"] + params["bias"][None] - targets))
-
-
-def draw(key, data):
-    inputs = jax.random.normal(key, (4, 3))
-    return inputs, inputs @ data + 0.5
 
 
 def new_session(*, optimizer=None, chunk=10, of=loss, drawn=draw, stateful=False):

@@ -100,3 +100,15 @@ def bits(tree: Any) -> list[np.ndarray]:
 
 def same_bits(one: Any, other: Any) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(bits(one), bits(other), strict=True))
+
+
+def linear_loss(params: Any, batch: Any) -> jax.Array:
+    """Mean squared error of a dense layer, for tests of training that need no more."""
+    inputs, targets = batch
+    return jnp.mean(jnp.square(inputs @ params["kernel"] + params["bias"][None] - targets))
+
+
+def linear_draw(key: jax.Array, data: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Four inputs of three numbers, and what the kernel `data` with a bias of 0.5 makes of them."""
+    inputs = jax.random.normal(key, (4, 3))
+    return inputs, inputs @ data + 0.5
