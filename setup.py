@@ -10,9 +10,10 @@ setup(
     ext_modules=[
         Extension(
             "maskprune.conv._native",
-            ["maskprune/conv/_native.cc"],
+            ["maskprune/conv/_native.cc", "maskprune/conv/_launch.cc"],
             include_dirs=[str(Path(jaxlib).parent / "include")],
             extra_compile_args=["-std=c++17", "-O3", "-w"],
+            libraries=["dl"],
             optional=True,  # without a compiler the installation succeeds, and convolutions take another way
         )
     ]

@@ -65,7 +65,8 @@ def conv2d(
     """
     _check(inputs, kernel, bias, padding)
     dtype = jnp.result_type(inputs, kernel)
-    way = default_way(dtype) if way is None else _checked(way, dtype)
+    sides = kernel.shape[:2]
+    way = default_way(dtype, sides) if way is None else _checked(way, dtype, sides)
     if 0 in (*inputs.shape, *kernel.shape):  # nothing to sum, or nothing to give
         outputs = finish(jnp.zeros((*inputs.shape[:3], kernel.shape[3]), dtype), bias, relu)
     elif way == "xla":
@@ -78,17 +79,18 @@ def conv2d(
     return outputs
 
 
-def default_way(dtype: jax.typing.DTypeLike = "float32") -> Way:
-    """On CPU native where it was built, else blocked (`benchmarks/train_step.py`); XLA's own where not measured."""
-    if jax.default_backend() != "cpu":
-        return "xla"
-    return "native" if native.takes(dtype) else "blocked"
+def default_way(dtype: jax.typing.DTypeLike = "float32", sides: tuple[int, int] = (5, 5)) -> Way:
+    """Native where it was built; elsewhere blocked on a CPU, XLA's own on other devices (`benchmarks/train_step.py`)."""
+    if native.takes(dtype, sides):
+        return "native"
+    return "blocked" if jax.default_backend() == "cpu" else "xla"
 
 
 def describe_way() -> str:
     """The default way in words for reports, as in `"native (avx2)"`."""
     way = default_way()
-    return f"native ({native.LEVEL})" if way == "native" else way
+    kind = native.LEVEL if jax.default_backend() == "cpu" else "cuda"
+    return f"native ({kind})" if way == "native" else way
 
 
 def finish(outputs: jax.Array, bias: jax.Array | None, relu: bool) -> jax.Array:
@@ -108,12 +110,11 @@ def _own(way: Way, relu: bool, precision: jax.lax.PrecisionLike) -> Callable[...
     return jax.jit(run)
 
 
-def _checked(way: Way, dtype: jnp.dtype) -> Way:
+def _checked(way: Way, dtype: jnp.dtype, sides: tuple[int, int]) -> Way:
     if way not in ("native", "blocked", "xla"):
         raise ValueError(f'`way` is {way!r}: use "native", "blocked" or "xla".')
-    if way == "native" and not native.takes(dtype):
-        found = "this installation has no compiled convolution" if native.LEVEL is None else f"the arrays are {dtype}"
-        raise ValueError(f'`way` is "native", which computes in float32 on a CPU, but {found}: use "blocked".')
+    if way == "native" and not native.takes(dtype, sides):
+        raise ValueError(f'`way` is "native", but {native.refusal(dtype, sides)}: use "blocked".')
     return way
 
 

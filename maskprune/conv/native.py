@@ -1,4 +1,7 @@
-"""The native way: direct convolutions compiled from `_native.cc`, called inside compiled JAX code on the CPU.
+"""The native way: direct convolutions of our own, called inside compiled JAX code.
+
+On a CPU they are compiled from `_native.cc` when the package is installed, on a CUDA device from `_kernels.cu` when a
+layer is first used (`cuda.py`).
 
 A layer is one call forward and one backward, which gives all gradients at once. JAX is told what the two are: how a
 layer moves when what it is given moves is linear (`_slope`), and its transpose is the backward call. Both are also
@@ -8,17 +11,18 @@ population (`vmap`) are a leading axis of both. Logical shapes are the usual one
 channel after another, and XLA lays out what stands between two calls in the same way.
 
 Whoever installs without a C++ compiler has no library here (`LEVEL` is then None) and `conv2d` takes another way. The
-environment variable MASKPRUNE_NATIVE names the instruction set to use instead of the best one, or says `off`.
+environment variable MASKPRUNE_NATIVE names the processor's instruction set to use instead of the best one, or says
+`off`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import util
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +31,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from maskprune.conv import cuda
+from maskprune.conv.cuda import PLANAR
 
-PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
+
 TARGETS = ("maskprune_convolve", "maskprune_backward")
 
 
@@ -38,9 +44,22 @@ def conv2d_native(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, 
     return _layer(inputs[None], kernel[None], bias[None], relu)[0]
 
 
-def takes(dtype: jax.typing.DTypeLike) -> bool:
-    """Whether the native way computes in this number format, on this machine."""
-    return LEVEL is not None and jnp.dtype(dtype) == jnp.float32
+def refusal(dtype: jax.typing.DTypeLike, sides: tuple[int, int]) -> str:
+    """Why the native way does not compute in this number format with such sides of a kernel on the default device."""
+    if LEVEL is None:
+        return "this installation has no compiled convolution"
+    if jnp.dtype(dtype) != jnp.float32:
+        return f"it computes in float32, and the arrays are {jnp.dtype(dtype)}"
+    if jax.default_backend() == "cpu":
+        return ""
+    if not cuda.found():
+        return "the default device is neither a CPU nor a CUDA device with NVRTC beside it"
+    return "" if cuda.fits(sides) else f"a kernel of {sides[0]} x {sides[1]} is too large for it on a CUDA device"
+
+
+def takes(dtype: jax.typing.DTypeLike, sides: tuple[int, int] = (5, 5)) -> bool:
+    """Whether the native way computes in this number format with such sides of a kernel on the default device."""
+    return not refusal(dtype, sides)
 
 
 def _load() -> str | None:
@@ -61,13 +80,26 @@ def _load() -> str | None:
         )
     for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    cuda.register(library)
     return level.decode()
 
 
 LEVEL = _load()
 
 
-# The two calls. Every array has the axis of members in front.
+# The two calls, on a CPU and on CUDA. Every array has the axis of members in front.
+
+
+class Calls(NamedTuple):
+    """What a kind of device does.
+
+    Attributes:
+        layer: `layer(x, kernel, bias, *, relu) -> y`.
+        backward: `backward(x, kernel, y, g, *, relu, wanted) -> [dkernel, dbias]`, and dx if it is wanted.
+    """
+
+    layer: Callable[..., jax.Array]
+    backward: Callable[..., list[jax.Array]]
 
 
 def _call(name: str, made: Sequence[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any], relu: bool) -> Any:
@@ -78,27 +110,30 @@ def _call(name: str, made: Sequence[tuple[tuple[int, ...], Any]], *given: tuple[
     return call(*arrays, relu=relu)
 
 
-def _run_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, relu: bool) -> jax.Array:
+def _cpu_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, relu: bool) -> jax.Array:
     made = [((*x.shape[:4], kernel.shape[4]), PLANAR)]
     return _call(TARGETS[0], made, (x, PLANAR), (kernel, None), (bias, None), relu=relu)[0]
 
 
-def _run_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _run_layer(x, kernel, jnp.zeros((kernel.shape[0], kernel.shape[4]), kernel.dtype), relu=False)
-
-
-def _run_backward(
+def _cpu_backward(
     x: jax.Array, kernel: jax.Array, y: jax.Array, g: jax.Array, *, relu: bool, wanted: bool
 ) -> list[jax.Array]:
-    """The gradients of kernel and bias and, if wanted, that of x."""
     made = [(kernel.shape, None), (g.shape[::4], None), (x.shape, PLANAR) if wanted else ((0,), None)]
     found = _call(TARGETS[1], made, (x, PLANAR), (kernel, None), (y, PLANAR), (g, PLANAR), relu=relu)
     return found if wanted else found[:2]
 
 
-def _run_gradient(x: jax.Array, g: jax.Array, *, sides: tuple[int, int]) -> jax.Array:
+CPU = Calls(_cpu_layer, _cpu_backward)
+CUDA = Calls(cuda.run_layer, cuda.run_backward)
+
+
+def _run_convolve(calls: Calls, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return calls.layer(x, kernel, jnp.zeros((kernel.shape[0], kernel.shape[4]), kernel.dtype), relu=False)
+
+
+def _run_gradient(calls: Calls, x: jax.Array, g: jax.Array, *, sides: tuple[int, int]) -> jax.Array:
     kernel = jnp.zeros((x.shape[0], *sides, x.shape[4], g.shape[4]), x.dtype)  # only its shape is used
-    return _run_backward(x, kernel, g, g, relu=False, wanted=False)[0]
+    return calls.backward(x, kernel, g, g, relu=False, wanted=False)[0]
 
 
 # What the slope of a layer and its transpose are, in terms of what JAX can derive further.
@@ -132,18 +167,20 @@ def _flipped(kernel: jax.Array) -> jax.Array:
 # The primitives.
 
 
-def _primitive(name: str, run: Any, several: bool = False) -> Primitive:
-    """A primitive computed by `run` for all members at once."""
+def _primitive(name: str, run: Callable[..., Any], several: bool = False) -> Primitive:
+    """A primitive computed by `run(calls, ...)` for all members at once."""
     primitive = Primitive(name)
     primitive.multiple_results = several
-    primitive.def_impl(lambda *arrays, **params: jax.jit(partial(run, **params))(*arrays))
+    primitive.def_impl(lambda *arrays, **params: jax.jit(partial(primitive.bind, **params))(*arrays))
 
     def made(*arrays: Any, **params: Any) -> Any:
-        shapes = jax.eval_shape(partial(run, **params), *arrays)
+        shapes = jax.eval_shape(partial(run, CPU, **params), *arrays)
         return jax.tree.map(lambda each: ShapedArray(each.shape, jnp.float32), shapes)
 
     primitive.def_abstract_eval(made)
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=several))
+    for platform, calls in (("cpu", CPU), ("cuda", CUDA)):
+        lowering = mlir.lower_fun(partial(run, calls), multiple_results=several)
+        mlir.register_lowering(primitive, lowering, platform=platform)
 
     def batch(arrays: Sequence[jax.Array], axes: Sequence[int | None], **params: Any) -> tuple[Any, Any]:
         size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
@@ -159,11 +196,13 @@ def _primitive(name: str, run: Any, several: bool = False) -> Primitive:
     return primitive
 
 
-_fused = _primitive("conv2d_bias_relu", _run_layer)
+_fused = _primitive("conv2d_bias_relu", lambda calls, *arrays, **params: calls.layer(*arrays, **params))
 _convolve = _primitive("conv2d_planar", _run_convolve)
 _gradient = _primitive("conv2d_kernel_gradient", _run_gradient)
-_slope = _primitive("conv2d_slope", _plain_slope)
-_backward = _primitive("conv2d_backward", _run_backward, several=True)
+_slope = _primitive("conv2d_slope", lambda calls, *arrays, **params: _plain_slope(*arrays, **params))
+_backward = _primitive(
+    "conv2d_backward", lambda calls, *arrays, **params: calls.backward(*arrays, **params), several=True
+)
 
 ad.defbilinear(
     _convolve,

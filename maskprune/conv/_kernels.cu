@@ -1,0 +1,234 @@
+// The native way on CUDA: direct convolutions with few channels on planar pictures.
+//
+// A block of threads copies a tile of the pictures with its rim into shared memory, zeros outside of the picture, so the
+// inner loops know no borders. Forward, a thread keeps 4 pixels of a few rows in every output channel in registers while
+// taps and input channels stream by. For the gradient of the kernel it keeps all output channels of some taps in one row
+// of the kernel, and pixels stream by; what blocks found is added up afterwards, in one order.
+//
+// Compiled at run time, once for every kind of layer: `cuda.py` defines the names in capitals. P members, N pictures
+// each, H x W pixels, I channels in, O out, a kernel of TALL x WIDE taps. Sums are float32, never less.
+
+constexpr int kThreads = 128, kAcross = 16, kDown = kThreads / kAcross;  // of a block; side by side; in rows
+constexpr int kWide = 4 * kAcross;                                       // columns of a tile: each thread has 4
+constexpr int kTaps = WIDE <= 8 ? WIDE : 8;                              // of a row of the kernel at a time
+constexpr int kPieces = (WIDE + kTaps - 1) / kTaps;                      // of a row of the kernel
+constexpr int kWindow = (kTaps + 3 + 3) / 4;                             // vectors that 4 pixels see of a row
+constexpr int kTight = kWide - 4 + (kPieces - 1) * kTaps + 4 * kWindow;  // columns of a tile with its rim
+constexpr int kPitch = kTight + (kTight % 8 ? 0 : 4);                    // an odd number of vectors: no bank twice
+constexpr int kUnroll = TALL * WIDE <= 64 ? TALL + 4 : 1;                 // keeps long kernels short
+constexpr int kColumns = (W + kWide - 1) / kWide;                        // tiles across a picture
+
+__device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__device__ constexpr int at_most(int a, int b) { return a < b ? a : b; }
+
+extern __shared__ float4 memory[];
+
+// Writes value(0), value(1), ... to shared memory. Eight numbers of a thread are under way from device memory at once:
+// nothing is done with the first one before the last one is asked for.
+template <typename Value>
+__device__ void fill(float* to, int count, const Value& value) {
+  constexpr int kBatch = 8;
+  for (int first = threadIdx.x; first < count; first += kBatch * kThreads) {
+    float values[kBatch];
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n) values[n] = value(at_most(first + n * kThreads, count - 1));
+#pragma unroll
+    for (int n = 0; n < kBatch; ++n)
+      if (first + n * kThreads < count) to[first + n * kThreads] = values[n];
+  }
+}
+
+// Copies a tile of some planes, SEEN rows of PITCH numbers from (top, left) on, with 0 where `gate` is not positive.
+template <bool GATED, int SEEN, int PITCH>
+__device__ void stage(float* to, const float* from, const float* gate, int planes, int top, int left) {
+  fill(to, planes * SEEN * PITCH, [=](int n) {
+    int line = n / PITCH, row = top + line % SEEN, column = left + n % PITCH;
+    bool inside = 0 <= row && row < H && 0 <= column && column < W;
+    unsigned place = inside ? (line / SEEN * H + row) * W + column : 0;  // read anyway: a jump would wait for it
+    float value = from[place];
+    if (GATED && !(gate[place] > 0)) value = 0;
+    return inside ? value : 0;
+  });
+}
+
+// Vectors of neighbouring numbers from shared memory.
+template <int VECTORS>
+__device__ void read(float (&to)[4 * VECTORS], const float* from) {
+#pragma unroll
+  for (int n = 0; n < VECTORS; ++n) {
+    float4 four = reinterpret_cast<const float4*>(from)[n];
+    to[4 * n] = four.x, to[4 * n + 1] = four.y, to[4 * n + 2] = four.z, to[4 * n + 3] = four.w;
+  }
+}
+
+// y = x * kernel + bias, for one tile of one picture and some output channels. With TURNED the kernel is that of the
+// layer whose gradient is carried back: its taps in reverse order, its channels the other way round.
+template <int IN, int OUT, bool GATED, bool TURNED, bool RECTIFIED>
+__device__ void convolve(const float* x, const float* gate, const float* kernel, const float* bias, float* y, int block) {
+  constexpr int kTiles = ceil_div(OUT, 5), kOut = ceil_div(OUT, kTiles);  // output channels at a time
+  constexpr int kRows = at_most(ROWS, 10 / kOut), kHigh = kDown * kRows, kSeen = kHigh + TALL - 1;
+  constexpr int kSteps = ceil_div(H, kHigh), kDepth = at_most(IN, DEPTH);
+  constexpr int kVectors = ceil_div(kTaps * kOut, 4), kWeights = TALL * kPieces * 4 * kVectors;  // of one channel in
+  int left = block % kColumns * kWide, top = block / kColumns % kSteps * kHigh;
+  int first = block / (kColumns * kSteps) % kTiles * kOut, picture = block / (kColumns * kSteps * kTiles);
+  int across = threadIdx.x % kAcross * 4, down = threadIdx.x / kAcross * kRows;
+  float* weights = reinterpret_cast<float*>(memory);
+  float* tile = weights + kDepth * kWeights;
+  kernel += (long long)(picture / N) * TALL * WIDE * IN * OUT;
+  x += (long long)picture * IN * H * W;
+  if (GATED) gate += (long long)picture * IN * H * W;
+
+  float sums[kRows][kOut][4];
+#pragma unroll
+  for (int o = 0; o < kOut; ++o) {
+    float start = bias && first + o < OUT ? bias[picture / N * OUT + first + o] : 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sums[r][o][0] = sums[r][o][1] = sums[r][o][2] = sums[r][o][3] = start;
+  }
+  for (int begin = 0; begin < IN; begin += kDepth) {
+    int depth = at_most(kDepth, IN - begin);
+    if (begin) __syncthreads();
+    fill(weights, depth * kWeights, [=](int n) {
+      int i = begin + n / kWeights, a = n / (kWeights / TALL) % TALL, place = n % (4 * kVectors);
+      int c = n / (4 * kVectors) % kPieces * kTaps + place / kOut, o = first + place % kOut;
+      bool real = c < WIDE && o < OUT && place < kTaps * kOut;
+      int at = TURNED ? (((TALL - 1 - a) * WIDE + WIDE - 1 - c) * OUT + o) * IN + i : ((a * WIDE + c) * IN + i) * OUT + o;
+      float value = kernel[real ? at : 0];
+      return real ? value : 0;
+    });
+    long long skipped = (long long)begin * H * W;
+    const float* shut = GATED ? gate + skipped : gate;
+    stage<GATED, kSeen, kPitch>(tile, x + skipped, shut, depth, top - TALL / 2, left - WIDE / 2);
+    __syncthreads();
+    for (int i = 0; i < depth; ++i)
+      for (int piece = 0; piece < kPieces; ++piece)
+#pragma unroll kUnroll
+        for (int row = 0; row < kSeen - kHigh + kRows; ++row) {
+          float pixels[4 * kWindow];
+          read<kWindow>(pixels, tile + (i * kSeen + down + row) * kPitch + across + piece * kTaps);
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+            if (0 <= row - r && row - r < TALL) {
+              float taps[4 * kVectors];
+              read<kVectors>(taps, weights + ((i * TALL + row - r) * kPieces + piece) * 4 * kVectors);
+#pragma unroll
+              for (int c = 0; c < kTaps; ++c)
+#pragma unroll
+                for (int o = 0; o < kOut; ++o)
+#pragma unroll
+                  for (int v = 0; v < 4; ++v) sums[r][o][v] += pixels[c + v] * taps[c * kOut + o];
+            }
+        }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int o = 0; o < kOut; ++o) {
+      int row = top + down + r, column = left + across;
+      if (row >= H || first + o >= OUT) continue;
+      float* to = y + ((long long)(picture * OUT + first + o) * H + row) * W + column;
+      float (&sum)[4] = sums[r][o];
+      if (RECTIFIED)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sum[v] = sum[v] < 0 ? 0 : sum[v];  // keeps NaN
+      if (W % 4 == 0) {
+        if (column < W) __stcg(reinterpret_cast<float4*>(to), float4{sum[0], sum[1], sum[2], sum[3]});  // at once
+      } else {
+#pragma unroll
+        for (int v = 0; v < 4; ++v)
+          if (column + v < W) to[v] = sum[v];
+      }
+    }
+}
+
+#if !FORWARD
+
+// The gradient of the kernel, dk[a, c, i, o] = sum over pixels of x[y + a, x + c, i] * g[y, x, o], and that of the bias,
+// over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O.
+__device__ void gradient(const float* x, const float* g, const float* gate, float* part, int block) {
+  constexpr int kTiles = ceil_div(O, 5), kOut = ceil_div(O, kTiles);  // output channels at a time
+  constexpr int kSeen = HIGH + TALL - 1, kSteps = ceil_div(H, HIGH), kAll = N * kSteps * kColumns;
+  constexpr int kPairs = SLICE * TALL * kPieces, kTeams = kThreads / kPairs;  // tasks; threads that share one
+  constexpr int kSpans = ceil_div(kAll, SPAN), kSlices = ceil_div(I, SLICE), kSize = TALL * WIDE * I * O;
+  int span = block % kSpans, slice = block / kSpans % kSlices * SLICE;
+  int first = block / (kSpans * kSlices) % kTiles * kOut, member = block / (kSpans * kSlices * kTiles);
+  int depth = at_most(SLICE, I - slice);
+  float* tile = reinterpret_cast<float*>(memory);
+  float* slopes = tile + SLICE * kSeen * kPitch;
+  int pair = threadIdx.x % kPairs, team = threadIdx.x / kPairs;
+  int i = pair / (TALL * kPieces), a = pair / kPieces % TALL, piece = pair % kPieces;
+
+  float sums[kTaps][kOut] = {}, totals[kOut] = {};
+  for (int n = span * SPAN; n < at_most(kAll, (span + 1) * SPAN); ++n) {
+    int left = n % kColumns * kWide, top = n / kColumns % kSteps * HIGH, picture = member * N + n / (kColumns * kSteps);
+    long long start = (long long)(picture * O + first) * H * W;
+    __syncthreads();  // until the last tile is done with
+    stage<false, kSeen, kPitch>(tile, x + (long long)(picture * I + slice) * H * W, nullptr, depth, top - TALL / 2,
+                                left - WIDE / 2);
+    stage<RELU, HIGH, kWide>(slopes, g + start, gate + start, at_most(kOut, O - first), top, left);
+    __syncthreads();
+#pragma unroll
+    for (int o = 0; o < kOut; ++o)
+#pragma unroll
+      for (int at = 0; at < HIGH * kWide; at += kThreads) totals[o] += slopes[o * HIGH * kWide + at + threadIdx.x];
+    if (team < kTeams && i < depth)
+      for (int q = team; q < HIGH * kAcross; q += kTeams) {
+        float pixels[4 * kWindow];
+        read<kWindow>(pixels, tile + (i * kSeen + q / kAcross + a) * kPitch + q % kAcross * 4 + piece * kTaps);
+#pragma unroll
+        for (int o = 0; o < kOut; ++o) {
+          float four[4];
+          read<1>(four, slopes + o * HIGH * kWide + 4 * q);
+#pragma unroll
+          for (int c = 0; c < kTaps; ++c)
+#pragma unroll
+            for (int v = 0; v < 4; ++v) sums[c][o] += pixels[c + v] * four[v];
+        }
+      }
+  }
+  __syncthreads();  // the tiles make room for what the threads found
+  part += (long long)(member * kSpans + span) * (kSize + O);
+  float* found = reinterpret_cast<float*>(memory);
+#pragma unroll
+  for (int n = 0; n < kTaps * kOut; ++n) found[n * kThreads + threadIdx.x] = sums[n / kOut][n % kOut];
+  __syncthreads();
+  for (int n = threadIdx.x; n < depth * TALL * kPieces * kTaps * kOut; n += kThreads) {
+    int task = n / (kTaps * kOut), c = task % kPieces * kTaps + n % (kTaps * kOut) / kOut, o = first + n % kOut;
+    float sum = 0;
+    for (int t = 0; t < kTeams; ++t) sum += found[n % (kTaps * kOut) * kThreads + t * kPairs + task];
+    int channel = slice + task / (TALL * kPieces), tap = task / kPieces % TALL * WIDE + c;
+    if (c < WIDE && o < O) part[(tap * I + channel) * O + o] = sum;
+  }
+  if (slice) return;
+  __syncthreads();
+#pragma unroll
+  for (int o = 0; o < kOut; ++o) found[o * kThreads + threadIdx.x] = totals[o];
+  __syncthreads();
+  if (threadIdx.x < kOut && first + threadIdx.x < O) {
+    float sum = 0;
+    for (int t = 0; t < kThreads; ++t) sum += found[threadIdx.x * kThreads + t];
+    part[kSize + first + threadIdx.x] = sum;
+  }
+}
+
+#endif
+
+#if FORWARD
+
+// x [P, N, I, H, W], kernel [P, TALL, WIDE, I, O], bias [P, O], y [P, N, O, H, W].
+extern "C" __global__ void __launch_bounds__(kThreads) forward(const float* x, const float* kernel, const float* bias,
+                                                               float* y) {
+  convolve<I, O, false, false, RELU>(x, nullptr, kernel, bias, y, blockIdx.x);
+}
+
+#else
+
+// The gradients of kernel and bias in parts, and by the first BACK blocks that of x, from that of y, g.
+extern "C" __global__ void __launch_bounds__(kThreads) backward(const float* x, const float* kernel, const float* y,
+                                                                const float* g, float* part, float* dx) {
+  if constexpr (BACK > 0)
+    if (blockIdx.x < BACK) return convolve<O, I, RELU, true, false>(g, y, kernel, nullptr, dx, blockIdx.x);
+  gradient(x, g, y, part, blockIdx.x - BACK);
+}
+
+#endif

@@ -1,0 +1,243 @@
+"""The native way on CUDA: how a layer becomes a launch of the kernels in `_kernels.cu`.
+
+A kernel is compiled when a layer is, by NVRTC, the compiler that comes with JAX's CUDA packages, for exactly that layer:
+all sizes are constants. Its machine code travels inside the compiled JAX program, so a cached program needs no compiler.
+`native.py` says what the two calls mean and how they are derived; here is only how they are cut into blocks of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from functools import cache
+from importlib import util
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+TARGET = "maskprune_launch"
+SOURCE = Path(__file__).with_name("_kernels.cu")
+
+# Of a block of threads: how many, how many side by side, the columns of a tile, numbers in shared memory.
+THREADS, ACROSS, COLUMNS, SHARED = 128, 16, 64, 12 * 1024
+DOWN = THREADS // ACROSS
+HIGH = 8  # rows of a tile for the kernel's gradient
+CHANNELS = 5  # output channels at a time, at most
+BLOCKS = 256  # so many keep a large device busy
+PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
+
+COMMAND_BUFFER_COMPATIBLE = 1  # `jaxlib.xla_client.CustomCallTargetTraits`
+
+Constants = dict[str, int]
+
+
+class Launch(NamedTuple):
+    """A kernel, what its source is compiled with, and its size.
+
+    Attributes:
+        name: In the source.
+        constants: What the names in capitals stand for.
+        blocks: Of `THREADS` threads.
+        shared: Numbers of shared memory in each.
+    """
+
+    name: str
+    constants: Constants
+    blocks: int
+    shared: int
+
+
+class _Layer(NamedTuple):
+    """P members, N pictures each, H x W pixels, I channels in, O out, a kernel of so many taps."""
+
+    P: int
+    N: int
+    H: int
+    W: int
+    I: int
+    O: int
+    tall: int
+    wide: int
+
+    @classmethod
+    def of(cls, x: Any, kernel: Any) -> _Layer:
+        return cls(*x.shape, kernel.shape[4], *kernel.shape[1:3])
+
+    @property
+    def taps(self) -> int:
+        """Of a row of the kernel at a time."""
+        return min(self.wide, 8)
+
+    @property
+    def pieces(self) -> int:
+        """Of a row of the kernel."""
+        return ceil(self.wide / self.taps)
+
+    @property
+    def pitch(self) -> int:
+        """From row to row of a tile with its rim."""
+        tight = COLUMNS - 4 + (self.pieces - 1) * self.taps + 4 * ceil((self.taps + 3) / 4)
+        return tight if tight % 8 else tight + 4
+
+    @property
+    def columns(self) -> int:
+        return ceil(self.W / COLUMNS)
+
+    @property
+    def constants(self) -> Constants:
+        sizes = dict(zip("PNHWIO", self, strict=False))
+        return {**sizes, "TALL": self.tall, "WIDE": self.wide}
+
+
+@cache
+def found() -> bool:
+    """Whether the default device is a CUDA device, and the compiler is there."""
+    if jax.default_backend() != "gpu":
+        return False
+    return "cuda" in jax.local_devices()[0].client.platform_version.lower() and load_compiler() is not None
+
+
+@cache
+def fits(sides: tuple[int, int]) -> bool:
+    """Whether a kernel of these sides fits a block of threads and its memory."""
+    small = _Layer(1, 1, 1, 1, 1, CHANNELS, *sides)
+    team = small.tall * small.pieces <= THREADS
+    return team and _convolution(small, 1, CHANNELS)["DEPTH"] > 0 and _gradient_shared(small, 1) <= SHARED
+
+
+def forward_launch(layer: _Layer, relu: bool) -> Launch:
+    cut = _convolution(layer, layer.I, layer.O)
+    chosen = {"ROWS": cut["ROWS"], "DEPTH": cut["DEPTH"], "RELU": int(relu), "FORWARD": 1}
+    return Launch("forward", layer.constants | chosen, cut["blocks"], cut["shared"])
+
+
+def backward_launch(layer: _Layer, relu: bool, wanted: bool) -> tuple[Launch, int]:
+    """Also how many parts of the kernel's gradient there are for each member."""
+    cut = _convolution(layer, layer.O, layer.I)
+    back = cut["blocks"] if wanted else 0
+    chosen = {"ROWS": cut["ROWS"], "DEPTH": cut["DEPTH"], "BACK": back, "RELU": int(relu), "FORWARD": 0, "HIGH": HIGH}
+    channels = min(layer.I, THREADS // (layer.tall * layer.pieces))
+    while _gradient_shared(layer, channels) > SHARED:
+        channels -= 1
+    tiles = layer.N * ceil(layer.H / HIGH) * layer.columns
+    others = ceil(layer.I / channels) * ceil(layer.O / CHANNELS)
+    span = int(np.clip(tiles * others // BLOCKS, 1, tiles))  # whatever P is: members get the bits of a single network
+    parts = ceil(tiles / span)
+    shared = max(_gradient_shared(layer, channels), cut["shared"] if wanted else 0)
+    constants = layer.constants | chosen | {"SPAN": span, "SLICE": channels}
+    return Launch("backward", constants, back + layer.P * parts * others, shared), parts
+
+
+def _convolution(layer: _Layer, inputs: int, outputs: int) -> Constants:
+    """How a convolution from so many channels to so many is cut: lower tiles where there would be few of them."""
+    tiles = ceil(outputs / CHANNELS)
+    out = ceil(outputs / tiles)
+    weights = layer.tall * layer.pieces * 4 * ceil(layer.taps * out / 4)
+    found = {}
+    for most in (4, 2, 1):
+        rows = min(most, 10 // out)
+        plane = weights + (DOWN * rows + layer.tall - 1) * layer.pitch
+        depth = min(inputs, SHARED // plane)
+        blocks = layer.P * layer.N * layer.columns * ceil(layer.H / (DOWN * rows)) * tiles
+        found = {"ROWS": rows, "DEPTH": depth, "blocks": blocks, "shared": depth * plane}
+        if depth and blocks >= BLOCKS:
+            break
+    return found
+
+
+def _gradient_shared(layer: _Layer, channels: int) -> int:
+    """Numbers of shared memory: tiles of both sides, or afterwards what the threads found."""
+    out = ceil(layer.O / ceil(layer.O / CHANNELS))
+    tiles = channels * (HIGH + layer.tall - 1) * layer.pitch + out * HIGH * COLUMNS
+    return max(tiles, layer.taps * out * THREADS)
+
+
+def register(library: ctypes.CDLL) -> None:
+    """Makes the call known to JAX. It may be part of a CUDA graph: it always starts the same kernel."""
+    target = jax.ffi.pycapsule(getattr(library, TARGET))
+    jax.ffi.register_ffi_target(TARGET, target, platform="CUDA", traits=COMMAND_BUFFER_COMPATIBLE)
+
+
+# The two calls, as `native.py` describes them.
+
+
+def run_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, relu: bool) -> jax.Array:
+    layer = _Layer.of(x, kernel)
+    made = [((*x.shape[:4], layer.O), PLANAR)]
+    return _start(forward_launch(layer, relu), made, (x, PLANAR), (kernel, None), (bias, None))[0]
+
+
+def run_backward(
+    x: jax.Array, kernel: jax.Array, y: jax.Array, g: jax.Array, *, relu: bool, wanted: bool
+) -> list[jax.Array]:
+    layer = _Layer.of(x, kernel)
+    launch, parts = backward_launch(layer, relu, wanted)
+    weights = kernel[0].size
+    made = [((layer.P, parts, weights + layer.O), None), (x.shape, PLANAR) if wanted else ((0,), None)]
+    part, dx = _start(launch, made, (x, PLANAR), (kernel, None), (y, PLANAR), (g, PLANAR))
+    total = part.sum(axis=1)
+    found = [total[:, :weights].reshape(kernel.shape), total[:, weights:]]
+    return [*found, dx] if wanted else found
+
+
+def _start(launch: Launch, made: list[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any]) -> list[jax.Array]:
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape, _ in made]
+    arrays, layouts = zip(*given, strict=True)
+    call = jax.ffi.ffi_call(TARGET, results, input_layouts=layouts, output_layouts=[layout for _, layout in made])
+    code = compiled(tuple(launch.constants.items()), architecture())
+    key = np.int64(int.from_bytes(hashlib.sha256(code).digest()[:8], "little", signed=True))
+    sizes = {"blocks": np.int64(launch.blocks), "threads": np.int64(THREADS), "shared": np.int64(4 * launch.shared)}
+    return call(*arrays, code=code, key=key, name=launch.name, **sizes)
+
+
+# The compiler.
+
+
+@cache
+def architecture() -> str:
+    """Of the first GPU, such as `"sm_90"`."""
+    return "sm_" + jax.local_devices(backend="cuda")[0].compute_capability.replace(".", "")
+
+
+@cache
+def compiled(constants: tuple[tuple[str, int], ...], architecture: str) -> bytes:
+    """Machine code of `_kernels.cu` with these constants.
+
+    Raises:
+        RuntimeError: NVRTC is missing or does not compile it.
+    """
+    nvrtc = load_compiler()
+    if nvrtc is None:
+        raise RuntimeError("NVRTC was not found: `pip install` JAX with its CUDA packages, or take another `way`.")
+    options = [f"-D{name}={value}" for name, value in constants] + ["-std=c++17", f"-arch={architecture}"]
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE.read_bytes(), SOURCE.name.encode(), 0, None, None)
+    given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), given)
+    kind = "ProgramLog" if failed else "CUBIN"
+    getattr(nvrtc, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
+    found = ctypes.create_string_buffer(size.value)
+    getattr(nvrtc, f"nvrtcGet{kind}")(program, found)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    if failed:
+        raise RuntimeError(f"NVRTC does not compile {SOURCE.name} with {' '.join(options)}:\n{found.value.decode()}")
+    return found.raw
+
+
+@cache
+def load_compiler() -> ctypes.CDLL | None:
+    """NVRTC: from NVIDIA's Python packages, else from the system."""
+    spec = util.find_spec("nvidia")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    packaged = sorted(str(path) for folder in folders for path in Path(folder).rglob("libnvrtc.so.*"))
+    for name in [*reversed(packaged), "libnvrtc.so.13", "libnvrtc.so.12"]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
