@@ -28,6 +28,13 @@ Draw = Callable[[jax.Array, Any], Any]
 Watch = Callable[[TrainState, np.ndarray], str]
 TrainMany = Callable[..., list[tuple[TrainState, "SessionReport"]]]
 
+# A training step is some thirty short kernels. XLA starts them one by one, and asks the device before every step whether
+# there is another, unless a loop may be a CUDA graph; in that, kernels that do not wait for each other run side by side.
+GRAPHS = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
+    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
+}
+
 
 class SessionReport(NamedTuple):
     """What a session reports.
@@ -277,9 +284,20 @@ class Compiled:
         kind = (structure, tuple((jax.typeof(leaf), _divided(leaf)) for leaf in leaves))
         if kind not in self._made:
             began = time.perf_counter()
-            self._made[kind] = self._jitted.lower(*arguments).compile()
+            self._made[kind] = _compile(self._jitted.lower(*arguments))
             self.count, self.seconds = self.count + 1, self.seconds + time.perf_counter() - began
         return self._made[kind]
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    if jax.default_backend() != "gpu":
+        return lowered.compile()
+    try:
+        return lowered.compile(compiler_options=GRAPHS)
+    except jax.errors.JaxRuntimeError as error:
+        if "option" not in str(error):  # XLA's options come and go with its versions
+            raise
+        return lowered.compile()
 
 
 def _divided(leaf: Any) -> Any:

@@ -9,7 +9,7 @@
 #define __device__ inline
 #define __global__
 #define __shared__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 
 struct float4 {
   float x, y, z, w;

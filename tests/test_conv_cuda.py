@@ -70,8 +70,10 @@ def expected_layer(x, kernel, bias, *, relu):
 
 
 @pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ and its threads")
+@pytest.mark.parametrize("blocks", [1, 256])  # large tiles, and small ones
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_both_calls_on_threads(rng, tmp_path, layer):
+def test_both_calls_on_threads(rng, tmp_path, monkeypatch, layer, blocks):
+    monkeypatch.setattr(cuda, "BLOCKS", blocks)
     relu = sum(layer) % 2 == 0
     x, kernel, bias, g = numbers(rng, layer)
     shape = cuda._Layer.of(x, kernel)

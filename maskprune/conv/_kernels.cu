@@ -8,28 +8,27 @@
 // Compiled at run time, once for every kind of layer: `cuda.py` defines the names in capitals. P members, N pictures
 // each, H x W pixels, I channels in, O out, a kernel of TALL x WIDE taps. Sums are float32, never less.
 
-constexpr int kThreads = 128, kAcross = 16, kDown = kThreads / kAcross;  // of a block; side by side; in rows
-constexpr int kWide = 4 * kAcross;                                       // columns of a tile: each thread has 4
-constexpr int kTaps = WIDE <= 8 ? WIDE : 8;                              // of a row of the kernel at a time
-constexpr int kPieces = (WIDE + kTaps - 1) / kTaps;                      // of a row of the kernel
-constexpr int kWindow = (kTaps + 3 + 3) / 4;                             // vectors that 4 pixels see of a row
-constexpr int kTight = kWide - 4 + (kPieces - 1) * kTaps + 4 * kWindow;  // columns of a tile with its rim
-constexpr int kPitch = kTight + (kTight % 8 ? 0 : 4);                    // an odd number of vectors: no bank twice
-constexpr int kUnroll = TALL * WIDE <= 64 ? TALL + 4 : 1;                 // keeps long kernels short
-constexpr int kColumns = (W + kWide - 1) / kWide;                        // tiles across a picture
-
 __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 __device__ constexpr int at_most(int a, int b) { return a < b ? a : b; }
 
+constexpr int kThreads = 128, kAcross = 16, kDown = kThreads / kAcross;  // of a block; side by side; in rows
+constexpr int kWide = 4 * kAcross, kColumns = ceil_div(W, kWide);        // columns of a tile; tiles across a picture
+constexpr int kTaps = at_most(WIDE, 8), kPieces = ceil_div(WIDE, kTaps);  // of a row of the kernel at a time
+constexpr int kRim = ceil_div(WIDE / 2, 4) * 4, kShift = kRim - WIDE / 2;  // before a tile; not seen of it
+constexpr int kWindow = ceil_div(kTaps + 3 + kShift, 4);                   // vectors that 4 pixels see of a row
+constexpr int kTight = kWide - 4 + (kPieces - 1) * kTaps + 4 * kWindow;    // columns of a tile with its rim
+constexpr int kPitch = kTight + (kTight % 8 ? 0 : 4);         // an odd number of vectors: no bank of memory twice
+constexpr int kUnroll = TALL * WIDE <= 64 ? TALL + 4 : 1;     // keeps long kernels short
+
 extern __shared__ float4 memory[];
 
-// Writes value(0), value(1), ... to shared memory. Eight numbers of a thread are under way from device memory at once:
-// nothing is done with the first one before the last one is asked for.
-template <typename Value>
-__device__ void fill(float* to, int count, const Value& value) {
-  constexpr int kBatch = 8;
+// Writes value(0), value(1), ..., at most MOST of them, to shared memory. Several of a thread are under way from device
+// memory at once: nothing is done with the first one before the last one is asked for.
+template <int MOST, typename Number, typename Value>
+__device__ void fill(Number* to, int count, const Value& value) {
+  constexpr int kEach = ceil_div(MOST, kThreads), kBatch = ceil_div(kEach, ceil_div(kEach, 8));
   for (int first = threadIdx.x; first < count; first += kBatch * kThreads) {
-    float values[kBatch];
+    Number values[kBatch];
 #pragma unroll
     for (int n = 0; n < kBatch; ++n) values[n] = value(at_most(first + n * kThreads, count - 1));
 #pragma unroll
@@ -38,17 +37,28 @@ __device__ void fill(float* to, int count, const Value& value) {
   }
 }
 
-// Copies a tile of some planes, SEEN rows of PITCH numbers from (top, left) on, with 0 where `gate` is not positive.
-template <bool GATED, int SEEN, int PITCH>
-__device__ void stage(float* to, const float* from, const float* gate, int planes, int top, int left) {
-  fill(to, planes * SEEN * PITCH, [=](int n) {
-    int line = n / PITCH, row = top + line % SEEN, column = left + n % PITCH;
+__device__ float pass(float value, float gate) { return gate > 0 ? value : 0; }
+__device__ float4 pass(float4 a, float4 b) { return {pass(a.x, b.x), pass(a.y, b.y), pass(a.z, b.z), pass(a.w, b.w)}; }
+
+// Copies a tile of some planes, at most MOST, with SEEN rows of PITCH numbers from (top, left) on, and 0 where `gate` is
+// not positive. What lies outside is read somewhere else and dropped: a jump would wait for it.
+template <bool GATED, int MOST, int SEEN, int PITCH, typename Number>
+__device__ void stage_as(float* to, const float* from, const float* gate, int planes, int top, int left) {
+  constexpr int kNumbers = sizeof(Number) / sizeof(float), kLine = PITCH / kNumbers;
+  fill<MOST * SEEN * kLine>(reinterpret_cast<Number*>(to), planes * SEEN * kLine, [=](int n) {
+    int line = n / kLine, row = top + line % SEEN, column = left + n % kLine * kNumbers;
     bool inside = 0 <= row && row < H && 0 <= column && column < W;
-    unsigned place = inside ? (line / SEEN * H + row) * W + column : 0;  // read anyway: a jump would wait for it
-    float value = from[place];
-    if (GATED && !(gate[place] > 0)) value = 0;
-    return inside ? value : 0;
+    unsigned place = inside ? (line / SEEN * H + row) * W + column : 0;
+    Number value = *reinterpret_cast<const Number*>(from + place);
+    if (GATED) value = pass(value, *reinterpret_cast<const Number*>(gate + place));
+    return inside ? value : Number{};
   });
+}
+
+template <bool GATED, int MOST, int SEEN, int PITCH>
+__device__ void stage(float* to, const float* from, const float* gate, int planes, int top, int left) {
+  if constexpr (W % 4 == 0) stage_as<GATED, MOST, SEEN, PITCH, float4>(to, from, gate, planes, top, left);
+  else stage_as<GATED, MOST, SEEN, PITCH, float>(to, from, gate, planes, top, left);
 }
 
 // Vectors of neighbouring numbers from shared memory.
@@ -65,7 +75,7 @@ __device__ void read(float (&to)[4 * VECTORS], const float* from) {
 // layer whose gradient is carried back: its taps in reverse order, its channels the other way round.
 template <int IN, int OUT, bool GATED, bool TURNED, bool RECTIFIED>
 __device__ void convolve(const float* x, const float* gate, const float* kernel, const float* bias, float* y, int block) {
-  constexpr int kTiles = ceil_div(OUT, 5), kOut = ceil_div(OUT, kTiles);  // output channels at a time
+  constexpr int kTiles = ceil_div(OUT, CHANNELS), kOut = ceil_div(OUT, kTiles);  // output channels at a time
   constexpr int kRows = at_most(ROWS, 10 / kOut), kHigh = kDown * kRows, kSeen = kHigh + TALL - 1;
   constexpr int kSteps = ceil_div(H, kHigh), kDepth = at_most(IN, DEPTH);
   constexpr int kVectors = ceil_div(kTaps * kOut, 4), kWeights = TALL * kPieces * 4 * kVectors;  // of one channel in
@@ -88,7 +98,7 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
   for (int begin = 0; begin < IN; begin += kDepth) {
     int depth = at_most(kDepth, IN - begin);
     if (begin) __syncthreads();
-    fill(weights, depth * kWeights, [=](int n) {
+    fill<kDepth * kWeights>(weights, depth * kWeights, [=](int n) {
       int i = begin + n / kWeights, a = n / (kWeights / TALL) % TALL, place = n % (4 * kVectors);
       int c = n / (4 * kVectors) % kPieces * kTaps + place / kOut, o = first + place % kOut;
       bool real = c < WIDE && o < OUT && place < kTaps * kOut;
@@ -98,7 +108,7 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
     });
     long long skipped = (long long)begin * H * W;
     const float* shut = GATED ? gate + skipped : gate;
-    stage<GATED, kSeen, kPitch>(tile, x + skipped, shut, depth, top - TALL / 2, left - WIDE / 2);
+    stage<GATED, kDepth, kSeen, kPitch>(tile, x + skipped, shut, depth, top - TALL / 2, left - kRim);
     __syncthreads();
     for (int i = 0; i < depth; ++i)
       for (int piece = 0; piece < kPieces; ++piece)
@@ -116,7 +126,7 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
 #pragma unroll
                 for (int o = 0; o < kOut; ++o)
 #pragma unroll
-                  for (int v = 0; v < 4; ++v) sums[r][o][v] += pixels[c + v] * taps[c * kOut + o];
+                  for (int v = 0; v < 4; ++v) sums[r][o][v] += pixels[kShift + c + v] * taps[c * kOut + o];
             }
         }
   }
@@ -147,7 +157,7 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
 // over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O.
 __device__ void gradient(const float* x, const float* g, const float* gate, float* part, int block) {
   constexpr int kTiles = ceil_div(O, 5), kOut = ceil_div(O, kTiles);  // output channels at a time
-  constexpr int kSeen = HIGH + TALL - 1, kSteps = ceil_div(H, HIGH), kAll = N * kSteps * kColumns;
+  constexpr int kSeen = HIGH + TALL, kSteps = ceil_div(H, HIGH), kAll = N * kSteps * kColumns;  // kSeen: no bank twice
   constexpr int kPairs = SLICE * TALL * kPieces, kTeams = kThreads / kPairs;  // tasks; threads that share one
   constexpr int kSpans = ceil_div(kAll, SPAN), kSlices = ceil_div(I, SLICE), kSize = TALL * WIDE * I * O;
   int span = block % kSpans, slice = block / kSpans % kSlices * SLICE;
@@ -163,26 +173,29 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
     int left = n % kColumns * kWide, top = n / kColumns % kSteps * HIGH, picture = member * N + n / (kColumns * kSteps);
     long long start = (long long)(picture * O + first) * H * W;
     __syncthreads();  // until the last tile is done with
-    stage<false, kSeen, kPitch>(tile, x + (long long)(picture * I + slice) * H * W, nullptr, depth, top - TALL / 2,
-                                left - WIDE / 2);
-    stage<RELU, HIGH, kWide>(slopes, g + start, gate + start, at_most(kOut, O - first), top, left);
+    stage<false, SLICE, kSeen, kPitch>(tile, x + (long long)(picture * I + slice) * H * W, nullptr, depth,
+                                       top - TALL / 2, left - kRim);
+    stage<RELU, kOut, HIGH, kWide>(slopes, g + start, gate + start, at_most(kOut, O - first), top, left);
     __syncthreads();
+    if (threadIdx.x < HIGH * kAcross)
 #pragma unroll
-    for (int o = 0; o < kOut; ++o)
-#pragma unroll
-      for (int at = 0; at < HIGH * kWide; at += kThreads) totals[o] += slopes[o * HIGH * kWide + at + threadIdx.x];
+      for (int o = 0; o < kOut; ++o) {
+        float four[4];
+        read<1>(four, slopes + (o * HIGH * kAcross + threadIdx.x) * 4);
+        totals[o] += (four[0] + four[1]) + (four[2] + four[3]);
+      }
     if (team < kTeams && i < depth)
-      for (int q = team; q < HIGH * kAcross; q += kTeams) {
-        float pixels[4 * kWindow];
-        read<kWindow>(pixels, tile + (i * kSeen + q / kAcross + a) * kPitch + q % kAcross * 4 + piece * kTaps);
+      for (int q = team; q < HIGH * kAcross / 2; q += kTeams) {  // eight pixels
+        float pixels[4 * kWindow + 4];
+        read<kWindow + 1>(pixels, tile + (i * kSeen + q / (kAcross / 2) + a) * kPitch + q % (kAcross / 2) * 8 + piece * kTaps);
 #pragma unroll
         for (int o = 0; o < kOut; ++o) {
-          float four[4];
-          read<1>(four, slopes + o * HIGH * kWide + 4 * q);
+          float eight[8];
+          read<2>(eight, slopes + o * HIGH * kWide + 8 * q);
 #pragma unroll
           for (int c = 0; c < kTaps; ++c)
 #pragma unroll
-            for (int v = 0; v < 4; ++v) sums[c][o] += pixels[c + v] * four[v];
+            for (int v = 0; v < 8; ++v) sums[c][o] += pixels[kShift + c + v] * eight[v];
         }
       }
   }
@@ -203,10 +216,16 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
   __syncthreads();
 #pragma unroll
   for (int o = 0; o < kOut; ++o) found[o * kThreads + threadIdx.x] = totals[o];
+  int lines = kOut * kThreads / 8;  // of eight numbers, then of sixteen of their sums
+  float sum = 0;
+  __syncthreads();
+  for (int n = 0; n < 8 && threadIdx.x < lines; ++n) sum += found[8 * threadIdx.x + n];
+  __syncthreads();
+  if (threadIdx.x < lines) found[threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.x < kOut && first + threadIdx.x < O) {
-    float sum = 0;
-    for (int t = 0; t < kThreads; ++t) sum += found[threadIdx.x * kThreads + t];
+    sum = 0;
+    for (int n = 0; n < kThreads / 8; ++n) sum += found[threadIdx.x * kThreads / 8 + n];
     part[kSize + first + threadIdx.x] = sum;
   }
 }
@@ -216,19 +235,21 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
 #if FORWARD
 
 // x [P, N, I, H, W], kernel [P, TALL, WIDE, I, O], bias [P, O], y [P, N, O, H, W].
-extern "C" __global__ void __launch_bounds__(kThreads) forward(const float* x, const float* kernel, const float* bias,
+extern "C" __global__ void __launch_bounds__(kThreads, kTaps > 5 ? 1 : 6) forward(const float* x, const float* kernel, const float* bias,
                                                                float* y) {
   convolve<I, O, false, false, RELU>(x, nullptr, kernel, bias, y, blockIdx.x);
 }
 
 #else
 
-// The gradients of kernel and bias in parts, and by the first BACK blocks that of x, from that of y, g.
-extern "C" __global__ void __launch_bounds__(kThreads) backward(const float* x, const float* kernel, const float* y,
+// The gradients of kernel and bias in parts and, if BACK is not 0, that of x, from that of y, g. Each member has BACK
+// blocks for the one and FOUND for the other: side by side they read the same.
+extern "C" __global__ void __launch_bounds__(kThreads, kTaps > 5 ? 1 : 6) backward(const float* x, const float* kernel, const float* y,
                                                                 const float* g, float* part, float* dx) {
+  int member = blockIdx.x / (BACK + FOUND), rest = blockIdx.x % (BACK + FOUND);
   if constexpr (BACK > 0)
-    if (blockIdx.x < BACK) return convolve<O, I, RELU, true, false>(g, y, kernel, nullptr, dx, blockIdx.x);
-  gradient(x, g, y, part, blockIdx.x - BACK);
+    if (rest < BACK) return convolve<O, I, RELU, true, false>(g, y, kernel, nullptr, dx, member * BACK + rest);
+  gradient(x, g, y, part, member * FOUND + rest - BACK);
 }
 
 #endif

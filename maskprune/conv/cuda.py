@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_name("_kernels.cu")
 # Of a block of threads: how many, how many side by side, the columns of a tile, numbers in shared memory.
 THREADS, ACROSS, COLUMNS, SHARED = 128, 16, 64, 12 * 1024
 DOWN = THREADS // ACROSS
-HIGH = 8  # rows of a tile for the kernel's gradient
+HIGH = 8  # rows of a tile for the kernel's gradient, at most
 CHANNELS = 5  # output channels at a time, at most
 BLOCKS = 256  # so many keep a large device busy
 PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
@@ -81,7 +81,8 @@ class _Layer(NamedTuple):
     @property
     def pitch(self) -> int:
         """From row to row of a tile with its rim."""
-        tight = COLUMNS - 4 + (self.pieces - 1) * self.taps + 4 * ceil((self.taps + 3) / 4)
+        shift = -(self.wide // 2) % 4
+        tight = COLUMNS - 4 + (self.pieces - 1) * self.taps + 4 * ceil((self.taps + 3 + shift) / 4)
         return tight if tight % 8 else tight + 4
 
     @property
@@ -107,53 +108,54 @@ def fits(sides: tuple[int, int]) -> bool:
     """Whether a kernel of these sides fits a block of threads and its memory."""
     small = _Layer(1, 1, 1, 1, 1, CHANNELS, *sides)
     team = small.tall * small.pieces <= THREADS
-    return team and _convolution(small, 1, CHANNELS)["DEPTH"] > 0 and _gradient_shared(small, 1) <= SHARED
+    return team and _convolution(small, 1, CHANNELS)[0]["DEPTH"] > 0 and _gradient_shared(small, 1) <= SHARED
 
 
 def forward_launch(layer: _Layer, relu: bool) -> Launch:
-    cut = _convolution(layer, layer.I, layer.O)
-    chosen = {"ROWS": cut["ROWS"], "DEPTH": cut["DEPTH"], "RELU": int(relu), "FORWARD": 1}
-    return Launch("forward", layer.constants | chosen, cut["blocks"], cut["shared"])
+    chosen, blocks, shared = _convolution(layer, layer.I, layer.O)
+    return Launch("forward", layer.constants | chosen | {"RELU": int(relu), "FORWARD": 1}, blocks, shared)
 
 
 def backward_launch(layer: _Layer, relu: bool, wanted: bool) -> tuple[Launch, int]:
     """Also how many parts of the kernel's gradient there are for each member."""
-    cut = _convolution(layer, layer.O, layer.I)
-    back = cut["blocks"] if wanted else 0
-    chosen = {"ROWS": cut["ROWS"], "DEPTH": cut["DEPTH"], "BACK": back, "RELU": int(relu), "FORWARD": 0, "HIGH": HIGH}
+    chosen, back, shared = _convolution(layer, layer.O, layer.I)
     channels = min(layer.I, THREADS // (layer.tall * layer.pieces))
     while _gradient_shared(layer, channels) > SHARED:
         channels -= 1
-    tiles = layer.N * ceil(layer.H / HIGH) * layer.columns
     others = ceil(layer.I / channels) * ceil(layer.O / CHANNELS)
-    span = int(np.clip(tiles * others // BLOCKS, 1, tiles))  # whatever P is: members get the bits of a single network
-    parts = ceil(tiles / span)
-    shared = max(_gradient_shared(layer, channels), cut["shared"] if wanted else 0)
-    constants = layer.constants | chosen | {"SPAN": span, "SLICE": channels}
-    return Launch("backward", constants, back + layer.P * parts * others, shared), parts
+    count = lambda high: layer.N * ceil(layer.H / high) * layer.columns
+    high = next((high for high in (HIGH, HIGH // 2) if layer.P * count(high) * others >= BLOCKS), HIGH // 4)
+    span = int(np.clip(layer.P * count(high) * others // (16 * BLOCKS), 1, count(high)))
+    parts = ceil(count(high) / span)
+    back, found = back // layer.P if wanted else 0, parts * others
+    chosen |= {"HIGH": high, "SPAN": span, "SLICE": channels, "BACK": back, "FOUND": found}
+    shared = max(_gradient_shared(layer, channels), shared if wanted else 0)
+    constants = layer.constants | chosen | {"RELU": int(relu), "FORWARD": 0}
+    return Launch("backward", constants, layer.P * (back + found), shared), parts
 
 
-def _convolution(layer: _Layer, inputs: int, outputs: int) -> Constants:
-    """How a convolution from so many channels to so many is cut: lower tiles where there would be few of them."""
-    tiles = ceil(outputs / CHANNELS)
-    out = ceil(outputs / tiles)
-    weights = layer.tall * layer.pieces * 4 * ceil(layer.taps * out / 4)
-    found = {}
-    for most in (4, 2, 1):
+def _convolution(layer: _Layer, inputs: int, outputs: int) -> tuple[Constants, int, int]:
+    """How a convolution from so many channels to so many is cut; how many blocks, and numbers of shared memory, it takes.
+
+    Where there would be few blocks they do less each: fewer rows, then fewer output channels.
+    """
+    for most, channels in ((4, CHANNELS), (2, CHANNELS), (1, CHANNELS), (1, 3), (1, 2)):
+        tiles = ceil(outputs / channels)
+        out = ceil(outputs / tiles)
         rows = min(most, 10 // out)
+        weights = layer.tall * layer.pieces * 4 * ceil(layer.taps * out / 4)
         plane = weights + (DOWN * rows + layer.tall - 1) * layer.pitch
         depth = min(inputs, SHARED // plane)
         blocks = layer.P * layer.N * layer.columns * ceil(layer.H / (DOWN * rows)) * tiles
-        found = {"ROWS": rows, "DEPTH": depth, "blocks": blocks, "shared": depth * plane}
-        if depth and blocks >= BLOCKS:
+        if depth and (blocks >= BLOCKS or (most == 1 and blocks >= BLOCKS // 4)):
             break
-    return found
+    return {"CHANNELS": channels, "ROWS": rows, "DEPTH": depth}, blocks, depth * plane
 
 
 def _gradient_shared(layer: _Layer, channels: int) -> int:
     """Numbers of shared memory: tiles of both sides, or afterwards what the threads found."""
     out = ceil(layer.O / ceil(layer.O / CHANNELS))
-    tiles = channels * (HIGH + layer.tall - 1) * layer.pitch + out * HIGH * COLUMNS
+    tiles = channels * (HIGH + layer.tall) * layer.pitch + out * HIGH * COLUMNS
     return max(tiles, layer.taps * out * THREADS)
 
 
