@@ -28,9 +28,9 @@ Draw = Callable[[jax.Array, Any], Any]
 Watch = Callable[[TrainState, np.ndarray], str]
 TrainMany = Callable[..., list[tuple[TrainState, "SessionReport"]]]
 
-# A training step is some thirty short kernels. XLA starts them one by one, and asks the device before every step whether
-# there is another, unless a loop may be a CUDA graph; in that, kernels that do not wait for each other run side by side.
-GRAPHS = {
+# A training step is some thirty short kernels. XLA starts them one by one, and asks the device before every step
+# whether there is another, unless a loop may be a CUDA graph; there, kernels that need not wait run side by side.
+GRAPHS: dict[str, str | bool] = {
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
     "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
 }

@@ -12,6 +12,7 @@ import pytest
 from toys import linear_draw as draw
 from toys import linear_loss as loss
 
+from maskprune import session as session_module
 from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
 from maskprune.hold import cosine, scale_by_progress
@@ -239,3 +240,10 @@ def test_a_population_equals_its_members(key):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     assert np.array_equal(together.network.params["kernel"][1][:, 2], networks[1].params["kernel"][:, 2])
     assert np.array_equal(together.network.params["bias"][2][:2], networks[2].params["bias"][:2])
+
+
+def test_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(session_module, "GRAPHS", {"xla_gpu_no_such_thing": "1"})
+    compiled = session_module.Compiled(lambda x: x + 1)
+    assert compiled(jnp.float32(1)) == 2 and compiled.count == 1

@@ -18,6 +18,7 @@ constexpr int kRim = ceil_div(WIDE / 2, 4) * 4, kShift = kRim - WIDE / 2;  // be
 constexpr int kWindow = ceil_div(kTaps + 3 + kShift, 4);                   // vectors that 4 pixels see of a row
 constexpr int kTight = kWide - 4 + (kPieces - 1) * kTaps + 4 * kWindow;    // columns of a tile with its rim
 constexpr int kPitch = kTight + (kTight % 8 ? 0 : 4);         // an odd number of vectors: no bank of memory twice
+constexpr int kResident = kTaps > 5 ? 1 : 6;                  // blocks that share a processor's registers, at least
 constexpr int kUnroll = TALL * WIDE <= 64 ? TALL + 4 : 1;     // keeps long kernels short
 
 extern __shared__ float4 memory[];
@@ -154,48 +155,54 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
 #if !FORWARD
 
 // The gradient of the kernel, dk[a, c, i, o] = sum over pixels of x[y + a, x + c, i] * g[y, x, o], and that of the bias,
-// over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O.
+// over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O. One of the two
+// stays, the other one moves by a tap: as it is read for every tap, TURN says that it is the one with few channels, g.
+template <bool TURN>
 __device__ void gradient(const float* x, const float* g, const float* gate, float* part, int block) {
-  constexpr int kTiles = ceil_div(O, 5), kOut = ceil_div(O, kTiles);  // output channels at a time
+  constexpr int kMoving = TURN ? O : I, kStaying = TURN ? I : O;
+  constexpr int kTiles = ceil_div(kStaying, 5), kStay = ceil_div(kStaying, kTiles);             // channels at a time
   constexpr int kSeen = HIGH + TALL, kSteps = ceil_div(H, HIGH), kAll = N * kSteps * kColumns;  // kSeen: no bank twice
   constexpr int kPairs = SLICE * TALL * kPieces, kTeams = kThreads / kPairs;  // tasks; threads that share one
-  constexpr int kSpans = ceil_div(kAll, SPAN), kSlices = ceil_div(I, SLICE), kSize = TALL * WIDE * I * O;
+  constexpr int kSpans = ceil_div(kAll, SPAN), kSlices = ceil_div(kMoving, SLICE), kSize = TALL * WIDE * I * O;
+  constexpr int kTotals = TURN ? SLICE : kStay;
   int span = block % kSpans, slice = block / kSpans % kSlices * SLICE;
-  int first = block / (kSpans * kSlices) % kTiles * kOut, member = block / (kSpans * kSlices * kTiles);
-  int depth = at_most(SLICE, I - slice);
-  float* tile = reinterpret_cast<float*>(memory);
-  float* slopes = tile + SLICE * kSeen * kPitch;
+  int first = block / (kSpans * kSlices) % kTiles * kStay, member = block / (kSpans * kSlices * kTiles);
+  int depth = at_most(SLICE, kMoving - slice), width = at_most(kStay, kStaying - first);
+  float* moves = reinterpret_cast<float*>(memory);
+  float* stays = moves + SLICE * kSeen * kPitch;
   int pair = threadIdx.x % kPairs, team = threadIdx.x / kPairs;
-  int i = pair / (TALL * kPieces), a = pair / kPieces % TALL, piece = pair % kPieces;
+  int m = pair / (TALL * kPieces), a = pair / kPieces % TALL, piece = pair % kPieces;
 
-  float sums[kTaps][kOut] = {}, totals[kOut] = {};
+  float sums[kTaps][kStay] = {}, totals[kTotals] = {};
   for (int n = span * SPAN; n < at_most(kAll, (span + 1) * SPAN); ++n) {
     int left = n % kColumns * kWide, top = n / kColumns % kSteps * HIGH, picture = member * N + n / (kColumns * kSteps);
-    long long start = (long long)(picture * O + first) * H * W;
+    long long move = (long long)(picture * kMoving + slice) * H * W, stay = (long long)(picture * kStaying + first) * H * W;
     __syncthreads();  // until the last tile is done with
-    stage<false, SLICE, kSeen, kPitch>(tile, x + (long long)(picture * I + slice) * H * W, nullptr, depth,
-                                       top - TALL / 2, left - kRim);
-    stage<RELU, kOut, HIGH, kWide>(slopes, g + start, gate + start, at_most(kOut, O - first), top, left);
+    stage<RELU && TURN, SLICE, kSeen, kPitch>(moves, (TURN ? g : x) + move, gate + move, depth, top - TALL / 2, left - kRim);
+    stage<RELU && !TURN, kStay, HIGH, kWide>(stays, (TURN ? x : g) + stay, gate + stay, width, top, left);
     __syncthreads();
     if (threadIdx.x < HIGH * kAcross)
 #pragma unroll
-      for (int o = 0; o < kOut; ++o) {
+      for (int t = 0; t < kTotals; ++t) {
+        int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * 4;
         float four[4];
-        read<1>(four, slopes + (o * HIGH * kAcross + threadIdx.x) * 4);
-        totals[o] += (four[0] + four[1]) + (four[2] + four[3]);
+        read<1>(four, TURN ? moves + (t * kSeen + TALL / 2 + row) * kPitch + kRim + column
+                           : stays + (t * HIGH + row) * kWide + column);
+        totals[t] += (four[0] + four[1]) + (four[2] + four[3]);
       }
-    if (team < kTeams && i < depth)
+    if (team < kTeams && m < depth)
       for (int q = team; q < HIGH * kAcross / 2; q += kTeams) {  // eight pixels
+        int row = q / (kAcross / 2), column = q % (kAcross / 2) * 8;
         float pixels[4 * kWindow + 4];
-        read<kWindow + 1>(pixels, tile + (i * kSeen + q / (kAcross / 2) + a) * kPitch + q % (kAcross / 2) * 8 + piece * kTaps);
+        read<kWindow + 1>(pixels, moves + (m * kSeen + row + a) * kPitch + column + piece * kTaps);
 #pragma unroll
-        for (int o = 0; o < kOut; ++o) {
+        for (int s = 0; s < kStay; ++s) {
           float eight[8];
-          read<2>(eight, slopes + o * HIGH * kWide + 8 * q);
+          read<2>(eight, stays + (s * HIGH + row) * kWide + column);
 #pragma unroll
           for (int c = 0; c < kTaps; ++c)
 #pragma unroll
-            for (int v = 0; v < 8; ++v) sums[c][o] += pixels[kShift + c + v] * eight[v];
+            for (int v = 0; v < 8; ++v) sums[c][s] += pixels[kShift + c + v] * eight[v];
         }
       }
   }
@@ -203,30 +210,31 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
   part += (long long)(member * kSpans + span) * (kSize + O);
   float* found = reinterpret_cast<float*>(memory);
 #pragma unroll
-  for (int n = 0; n < kTaps * kOut; ++n) found[n * kThreads + threadIdx.x] = sums[n / kOut][n % kOut];
+  for (int n = 0; n < kTaps * kStay; ++n) found[n * kThreads + threadIdx.x] = sums[n / kStay][n % kStay];
   __syncthreads();
-  for (int n = threadIdx.x; n < depth * TALL * kPieces * kTaps * kOut; n += kThreads) {
-    int task = n / (kTaps * kOut), c = task % kPieces * kTaps + n % (kTaps * kOut) / kOut, o = first + n % kOut;
+  for (int n = threadIdx.x; n < depth * TALL * kPieces * kTaps * kStay; n += kThreads) {
+    int task = n / (kTaps * kStay), c = task % kPieces * kTaps + n % (kTaps * kStay) / kStay, s = n % kStay;
     float sum = 0;
-    for (int t = 0; t < kTeams; ++t) sum += found[n % (kTaps * kOut) * kThreads + t * kPairs + task];
-    int channel = slice + task / (TALL * kPieces), tap = task / kPieces % TALL * WIDE + c;
-    if (c < WIDE && o < O) part[(tap * I + channel) * O + o] = sum;
+    for (int t = 0; t < kTeams; ++t) sum += found[n % (kTaps * kStay) * kThreads + t * kPairs + task];
+    int moved = slice + task / (TALL * kPieces), tap = task / kPieces % TALL * WIDE + c;
+    int at = TURN ? ((TALL * WIDE - 1 - tap) * I + first + s) * O + moved : (tap * I + moved) * O + first + s;
+    if (c < WIDE && s < width) part[at] = sum;
   }
-  if (slice) return;
+  if (TURN ? first : slice) return;  // the others tell the gradient of the bias
   __syncthreads();
 #pragma unroll
-  for (int o = 0; o < kOut; ++o) found[o * kThreads + threadIdx.x] = totals[o];
-  int lines = kOut * kThreads / 8;  // of eight numbers, then of sixteen of their sums
+  for (int t = 0; t < kTotals; ++t) found[t * kThreads + threadIdx.x] = totals[t];
+  int lines = kTotals * kThreads / 8;  // of eight numbers, then of sixteen of their sums
   float sum = 0;
   __syncthreads();
   for (int n = 0; n < 8 && threadIdx.x < lines; ++n) sum += found[8 * threadIdx.x + n];
   __syncthreads();
   if (threadIdx.x < lines) found[threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.x < kOut && first + threadIdx.x < O) {
+  if (threadIdx.x < (TURN ? depth : width)) {
     sum = 0;
     for (int n = 0; n < kThreads / 8; ++n) sum += found[threadIdx.x * kThreads / 8 + n];
-    part[kSize + first + threadIdx.x] = sum;
+    part[kSize + (TURN ? slice : first) + threadIdx.x] = sum;
   }
 }
 
@@ -235,8 +243,8 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
 #if FORWARD
 
 // x [P, N, I, H, W], kernel [P, TALL, WIDE, I, O], bias [P, O], y [P, N, O, H, W].
-extern "C" __global__ void __launch_bounds__(kThreads, kTaps > 5 ? 1 : 6) forward(const float* x, const float* kernel, const float* bias,
-                                                               float* y) {
+extern "C" __global__ void __launch_bounds__(kThreads, kResident)
+    forward(const float* x, const float* kernel, const float* bias, float* y) {
   convolve<I, O, false, false, RELU>(x, nullptr, kernel, bias, y, blockIdx.x);
 }
 
@@ -244,12 +252,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, kTaps > 5 ? 1 : 6) forwar
 
 // The gradients of kernel and bias in parts and, if BACK is not 0, that of x, from that of y, g. Each member has BACK
 // blocks for the one and FOUND for the other: side by side they read the same.
-extern "C" __global__ void __launch_bounds__(kThreads, kTaps > 5 ? 1 : 6) backward(const float* x, const float* kernel, const float* y,
-                                                                const float* g, float* part, float* dx) {
+extern "C" __global__ void __launch_bounds__(kThreads, kResident)
+    backward(const float* x, const float* kernel, const float* y, const float* g, float* part, float* dx) {
   int member = blockIdx.x / (BACK + FOUND), rest = blockIdx.x % (BACK + FOUND);
   if constexpr (BACK > 0)
     if (rest < BACK) return convolve<O, I, RELU, true, false>(g, y, kernel, nullptr, dx, member * BACK + rest);
-  gradient(x, g, y, part, member * FOUND + rest - BACK);
+  gradient<SWAP>(x, g, y, part, member * FOUND + rest - BACK);
 }
 
 #endif

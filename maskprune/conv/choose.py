@@ -65,7 +65,7 @@ def conv2d(
     """
     _check(inputs, kernel, bias, padding)
     dtype = jnp.result_type(inputs, kernel)
-    sides = kernel.shape[:2]
+    sides = (kernel.shape[0], kernel.shape[1])
     way = default_way(dtype, sides) if way is None else _checked(way, dtype, sides)
     if 0 in (*inputs.shape, *kernel.shape):  # nothing to sum, or nothing to give
         outputs = finish(jnp.zeros((*inputs.shape[:3], kernel.shape[3]), dtype), bias, relu)
@@ -80,10 +80,12 @@ def conv2d(
 
 
 def default_way(dtype: jax.typing.DTypeLike = "float32", sides: tuple[int, int] = (5, 5)) -> Way:
-    """Native where it was built; elsewhere blocked on a CPU, XLA's own on other devices (`benchmarks/train_step.py`)."""
+    """Native where there is one for such a kernel, else blocked; XLA's own where that was not measured to be faster."""
     if native.takes(dtype, sides):
         return "native"
-    return "blocked" if jax.default_backend() == "cpu" else "xla"
+    backend = jax.default_backend()
+    measured = backend == "cpu" or (backend == "gpu" and jnp.dtype(dtype) == jnp.float32)
+    return "blocked" if measured else "xla"
 
 
 def describe_way() -> str:

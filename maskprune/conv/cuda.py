@@ -1,8 +1,9 @@
 """The native way on CUDA: how a layer becomes a launch of the kernels in `_kernels.cu`.
 
-A kernel is compiled when a layer is, by NVRTC, the compiler that comes with JAX's CUDA packages, for exactly that layer:
-all sizes are constants. Its machine code travels inside the compiled JAX program, so a cached program needs no compiler.
-`native.py` says what the two calls mean and how they are derived; here is only how they are cut into blocks of threads.
+A kernel is compiled when a layer is, by NVRTC, the compiler that comes with JAX's CUDA packages, for exactly that
+layer: all sizes are constants. Its machine code travels inside the compiled JAX program, so a cached program needs no
+compiler. `native.py` says what the two calls mean and how they are derived; here is only how they are cut into blocks
+of threads.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class _Layer(NamedTuple):
 
     @classmethod
     def of(cls, x: Any, kernel: Any) -> _Layer:
-        return cls(*x.shape, kernel.shape[4], *kernel.shape[1:3])
+        members, pictures, height, width, inputs = x.shape
+        return cls(members, pictures, height, width, inputs, kernel.shape[4], kernel.shape[1], kernel.shape[2])
 
     @property
     def taps(self) -> int:
@@ -108,7 +110,7 @@ def fits(sides: tuple[int, int]) -> bool:
     """Whether a kernel of these sides fits a block of threads and its memory."""
     small = _Layer(1, 1, 1, 1, 1, CHANNELS, *sides)
     team = small.tall * small.pieces <= THREADS
-    return team and _convolution(small, 1, CHANNELS)[0]["DEPTH"] > 0 and _gradient_shared(small, 1) <= SHARED
+    return team and _convolution(small, 1, CHANNELS)[0]["DEPTH"] > 0 and _gradient_shared(small, 1, CHANNELS) <= SHARED
 
 
 def forward_launch(layer: _Layer, relu: bool) -> Launch:
@@ -119,23 +121,25 @@ def forward_launch(layer: _Layer, relu: bool) -> Launch:
 def backward_launch(layer: _Layer, relu: bool, wanted: bool) -> tuple[Launch, int]:
     """Also how many parts of the kernel's gradient there are for each member."""
     chosen, back, shared = _convolution(layer, layer.O, layer.I)
-    channels = min(layer.I, THREADS // (layer.tall * layer.pieces))
-    while _gradient_shared(layer, channels) > SHARED:
+    turn = min(layer.I, CHANNELS) > layer.O
+    moving, staying = (layer.O, layer.I) if turn else (layer.I, layer.O)
+    channels = min(moving, THREADS // (layer.tall * layer.pieces))
+    while _gradient_shared(layer, channels, staying) > SHARED:
         channels -= 1
-    others = ceil(layer.I / channels) * ceil(layer.O / CHANNELS)
+    others = ceil(moving / channels) * ceil(staying / CHANNELS)
     count = lambda high: layer.N * ceil(layer.H / high) * layer.columns
     high = next((high for high in (HIGH, HIGH // 2) if layer.P * count(high) * others >= BLOCKS), HIGH // 4)
     span = int(np.clip(layer.P * count(high) * others // (16 * BLOCKS), 1, count(high)))
     parts = ceil(count(high) / span)
     back, found = back // layer.P if wanted else 0, parts * others
-    chosen |= {"HIGH": high, "SPAN": span, "SLICE": channels, "BACK": back, "FOUND": found}
-    shared = max(_gradient_shared(layer, channels), shared if wanted else 0)
+    chosen |= {"HIGH": high, "SPAN": span, "SLICE": channels, "SWAP": int(turn), "BACK": back, "FOUND": found}
+    shared = max(_gradient_shared(layer, channels, staying), shared if wanted else 0)
     constants = layer.constants | chosen | {"RELU": int(relu), "FORWARD": 0}
     return Launch("backward", constants, layer.P * (back + found), shared), parts
 
 
 def _convolution(layer: _Layer, inputs: int, outputs: int) -> tuple[Constants, int, int]:
-    """How a convolution from so many channels to so many is cut; how many blocks, and numbers of shared memory, it takes.
+    """How a convolution from so many channels to so many is cut, into how many blocks, with how much shared memory.
 
     Where there would be few blocks they do less each: fewer rows, then fewer output channels.
     """
@@ -152,11 +156,11 @@ def _convolution(layer: _Layer, inputs: int, outputs: int) -> tuple[Constants, i
     return {"CHANNELS": channels, "ROWS": rows, "DEPTH": depth}, blocks, depth * plane
 
 
-def _gradient_shared(layer: _Layer, channels: int) -> int:
+def _gradient_shared(layer: _Layer, moving: int, staying: int) -> int:
     """Numbers of shared memory: tiles of both sides, or afterwards what the threads found."""
-    out = ceil(layer.O / ceil(layer.O / CHANNELS))
-    tiles = channels * (HIGH + layer.tall) * layer.pitch + out * HIGH * COLUMNS
-    return max(tiles, layer.taps * out * THREADS)
+    stay = ceil(staying / ceil(staying / CHANNELS))
+    tiles = moving * (HIGH + layer.tall) * layer.pitch + stay * HIGH * COLUMNS
+    return max(tiles, layer.taps * stay * THREADS)
 
 
 def register(library: ctypes.CDLL) -> None:
@@ -187,7 +191,7 @@ def run_backward(
     return [*found, dx] if wanted else found
 
 
-def _start(launch: Launch, made: list[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any]) -> list[jax.Array]:
+def _start(launch: Launch, made: list[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any]) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape, _ in made]
     arrays, layouts = zip(*given, strict=True)
     call = jax.ffi.ffi_call(TARGET, results, input_layouts=layouts, output_layouts=[layout for _, layout in made])
