@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import maskprune
-from maskprune.session import Compiled, Course, Member, chunk_loop, one_step
 
 
 MB = 1e6
@@ -141,23 +139,9 @@ def title(widths: Sequence[int]) -> str:
 # Memory
 
 
-def program_memory(found: Problem, members: int) -> Row:
-    """What the compiled loop of so many members at once needs, in megabytes; 0 members: that of a single session.
-
-    The same loops as `make_session` and `make_population` compile, compiled here to be asked.
-    """
-    key = jax.random.key(0)
-    if not members:
-        loop, lead, keys = one_step(found.step, found.draw), (), key
-        state = jax.eval_shape(found.state, key)
-    else:
-        loop = jax.vmap(one_step(found.step, found.draw), (0, 0, None, None, None))
-        lead, keys = (members,), jax.random.split(key, members)
-        state = jax.eval_shape(found.states, keys)
-    member = Member(state, jax.ShapeDtypeStruct(lead, jnp.bool_))
-    course = Course(keys, jax.ShapeDtypeStruct(lead, jnp.float32))
-    needed = Compiled(chunk_loop(loop, CHUNK)).get(member, course, found.pictures, np.int32(0), np.int32(0))
-    stats = needed.memory_analysis()
+def program_memory(program: jax.stages.Compiled) -> Row:
+    """What a compiled program needs, in megabytes, as far as the device says so."""
+    stats = program.memory_analysis()
     if stats is None:
         return dict.fromkeys(MEMORY)
     parts = stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes

@@ -34,9 +34,11 @@ def look(size: int, batch: int, members: int, steps: int) -> Row:
         population = maskprune.make_population(found.step, found.draw, chunk=CHUNK)
         keys = jax.random.split(key, members)
         _, report = population.run(keys, found.states(keys), found.pictures, steps)
-        at_once = report.at_once
+        program, at_once = population.programs()[-1], report.at_once
     else:
-        maskprune.make_session(found.step, found.draw, chunk=CHUNK).run(key, found.state(key), found.pictures, steps)
+        session = maskprune.make_session(found.step, found.draw, chunk=CHUNK)
+        session.run(key, found.state(key), found.pictures, steps)
+        program = session.programs()[-1]
     peak, device = peak_mb(), jax.local_devices()[0].memory_stats() or {}
     return {
         "size": size,
@@ -46,7 +48,7 @@ def look(size: int, batch: int, members: int, steps: int) -> Row:
         "start_mb": start,
         "peak_mb": peak,
         "device_peak_mb": device["peak_bytes_in_use"] / MB if "peak_bytes_in_use" in device else None,
-        **program_memory(found, at_once if members else 0),
+        **program_memory(program),
     }
 
 

@@ -20,15 +20,16 @@ Run = Callable[[int], None]
 
 
 def torch_variants(size: int, batch: int) -> dict[str, Run]:
-    """Eager, with channels last, and compiled; the data are on the device, as float32."""
+    """Eager, with channels last, and compiled; on CUDA also whole steps as CUDA graphs. The data are on the device."""
     import torch
     from torch import nn
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
 
-    def make(*, last: bool, compiled: bool) -> Run:
+    def make(*, last: bool = False, mode: str = "", graph: bool = False) -> Run:
         torch.manual_seed(0)
         layers = [(nn.Conv2d(a, b, 5, padding=2), nn.ReLU()) for a, b in itertools.pairwise(WIDTHS)]
         model = nn.Sequential(*(each for pair in layers for each in pair)).to(device)
@@ -36,30 +37,57 @@ def torch_variants(size: int, batch: int) -> dict[str, Run]:
         if last:
             model = model.to(memory_format=torch.channels_last)
             pictures = pictures.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
+        kind = {"fused": True, "capturable": graph} if cuda else {"foreach": True}
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, **kind)
 
         def loss() -> torch.Tensor:
             return ((model(pictures) - 0.5 * pictures) ** 2).mean()
 
-        loss = torch.compile(loss, mode="reduce-overhead" if device == "cuda" else "default") if compiled else loss
+        loss = torch.compile(loss, mode=mode) if mode else loss
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loss().backward()
+            optimizer.step()
+
+        step = graphed(step) if graph else step
 
         def run(steps: int) -> None:
             for _ in range(steps):
-                optimizer.zero_grad(set_to_none=True)
-                loss().backward()
-                optimizer.step()
-            if device == "cuda":
+                step()
+            if cuda:
                 torch.cuda.synchronize()
 
         return run
 
+    def graphed(step: Callable[[], None]) -> Callable[[], None]:
+        """What `step` does on the device, recorded once and started again as one."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
     name = f"PyTorch {torch.__version__}"
-    return {
-        f"{name}, eager": make(last=False, compiled=False),
-        f"{name}, channels last": make(last=True, compiled=False),
-        f"{name}, torch.compile": make(last=False, compiled=True),
-        f"{name}, torch.compile, channels last": make(last=True, compiled=True),
-    }
+    variants = {f"{name}, eager": make(), f"{name}, channels last": make(last=True)}
+    if not cuda:
+        compiled = {
+            "torch.compile": make(mode="default"),
+            "torch.compile, channels last": make(last=True, mode="default"),
+        }
+        return variants | {f"{name}, {kind}": run for kind, run in compiled.items()}
+    variants[f"{name}, torch.compile with CUDA graphs"] = make(mode="reduce-overhead")
+    variants[f"{name}, one CUDA graph a step"] = make(graph=True)
+    variants[f"{name}, torch.compile, one CUDA graph a step"] = make(mode="default", graph=True)
+    torch.backends.cudnn.allow_tf32 = True  # what a graph records stays so
+    variants[f"{name}, one CUDA graph a step, TF32"] = make(graph=True)
+    torch.backends.cudnn.allow_tf32 = False
+    return variants
 
 
 def tensorflow_variants(size: int, batch: int) -> dict[str, Run]:
@@ -105,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     make = torch_variants if options.library == "torch" else tensorflow_variants
     variants = make(options.size, options.batch)
-    compile_s = {}
+    compile_s: dict[str, float] = {}
     for name, run in variants.items():
         began = time.perf_counter()
         run(1)

@@ -23,7 +23,7 @@ import maskprune
 
 
 POOL = 16  # pictures that batches are drawn from
-Timed = Callable[[int], tuple[float, Any]]  # milliseconds of one step of one member, and the report
+Timed = Callable[[int], tuple[float, Any]]  # milliseconds of one step of one member, and what is said of the run
 
 
 def single(found: Problem) -> Timed:
@@ -44,14 +44,15 @@ def side_by_side(found: Problem, members: int, at_once: int | None) -> Timed:
 
     def run(steps: int) -> tuple[float, Any]:
         _, report = population.run(keys, states, found.pictures, steps)
-        return (report.seconds - report.compile_seconds) / steps / members * 1e3, report
+        pace = (report.seconds - report.compile_seconds) / steps / members * 1e3
+        return pace, (report, program_memory(population.programs()[-1]))
 
     return run
 
 
 def compare(alone: Timed, together: Timed, counts: tuple[int, int], repeats: int) -> Row:
     """Both alternately, after a first run of the population, which compiles."""
-    _, first = together(1)
+    _, (first, memory) = together(1)
     times = [(alone(counts[0])[0], together(counts[1])[0]) for _ in range(repeats)]
     one, each = (summary(column) for column in zip(*times, strict=True))
     return {
@@ -63,11 +64,12 @@ def compare(alone: Timed, together: Timed, counts: tuple[int, int], repeats: int
         "single_ms": one["median_ms"],
         "single_spread": one["spread"],
         "ratio_to_single": each["median_ms"] / one["median_ms"],
+        **memory,
     }
 
 
 def rows_of(size: int, options: argparse.Namespace) -> Iterator[Row]:
-    found, memory = problem(size, options.batch, pool=POOL), {}
+    found = problem(size, options.batch, pool=POOL)
     alone = single(found)
     alone(1)
     pace, _ = alone(1)
@@ -80,16 +82,13 @@ def rows_of(size: int, options: argparse.Namespace) -> Iterator[Row]:
                 continue
             counts = steps, fitting(options.steps, options.budget, pace_now * members)
             row = compare(alone, side_by_side(found, members, at_once), counts, options.repeats)
-            group = row["at_once"]
-            memory[group] = memory.get(group) or program_memory(found, group)
             pace_now = row["median_ms"]
-            own = at_once is None
-            yield {"size": size, "batch": options.batch, "members": members, "own_choice": own, **row, **memory[group]}
+            yield {"size": size, "batch": options.batch, "members": members, "own_choice": at_once is None, **row}
 
 
 def say(row: Row) -> None:
     print(
-        f"{row['size']:>4}²  {row['members']:>5} members, {row['at_once']:>4} at once  {row['median_ms']:8.3f} ms  "
+        f"{row['size']:>4}²  {row['members']:>5} members, {row['at_once']:>4} at once  {row['median_ms']:8.4f} ms  "
         f"spread {row['spread']:.2f}  {row['ratio_to_single']:.2f} × a single session's {row['single_ms']:.3f} ms  "
         f"{row['steps_per_s']:8.0f} steps/s  {row['program_mb'] or 0:7.1f} MB  (compiled in {row['compile_s']:.1f} s)",
         flush=True,
@@ -113,7 +112,7 @@ def main() -> None:
         for row in rows_of(size, options):
             say(row)
             rows.append(row)
-    write(options.json, rows)
+        write(options.json, rows)
 
 
 if __name__ == "__main__":

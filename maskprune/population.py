@@ -80,10 +80,12 @@ class Population(NamedTuple):
     Attributes:
         run: `run(keys, states, data, steps, *, until=None, rates=None, watch=None) -> (states, PopulationReport)`.
         compilations: `compilations() -> int`, how often the loop was compiled so far: once for a size of groups.
+        programs: `programs() -> list[jax.stages.Compiled]`, what was compiled, the latest last.
     """
 
     run: Callable[..., tuple[TrainState, PopulationReport]]
     compilations: Callable[[], int]
+    programs: Callable[[], list[jax.stages.Compiled]]
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:
@@ -172,7 +174,7 @@ def make_population(
         report = PopulationReport(every, taken, finite, reasons, *spent, groups.size(count))
         return jax.tree.map(jnp.asarray, members.state), report
 
-    return Population(run, lambda: groups.compiled.count)
+    return Population(run, lambda: groups.compiled.count, groups.compiled.programs)
 
 
 def train_many(population: Population, data: Any, *, watch: Callable[[int, int], Watch] | None = None) -> TrainMany:

@@ -60,10 +60,13 @@ class Session(NamedTuple):
     Attributes:
         run: `run(key, state, data, steps, *, until=None, rate=1.0, watch=None) -> (state, SessionReport)`.
         compilations: `compilations() -> int`, how often the loop was compiled so far.
+        programs: `programs() -> list[jax.stages.Compiled]`, what was compiled, the latest last; it tells the memory
+            that it needs.
     """
 
     run: Callable[..., tuple[TrainState, SessionReport]]
     compilations: Callable[[], int]
+    programs: Callable[[], list[jax.stages.Compiled]]
 
 
 class Member(NamedTuple):
@@ -139,7 +142,7 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
         seconds = time.perf_counter() - began
         return state, SessionReport(every, finite, stopped, seconds, compiled.seconds - compiling)
 
-    return Session(run, lambda: compiled.count)
+    return Session(run, lambda: compiled.count, compiled.programs)
 
 
 def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | None = None) -> TrainMany:
@@ -277,6 +280,9 @@ class Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         return self.get(*arguments)(*arguments)
+
+    def programs(self) -> list[jax.stages.Compiled]:
+        return list(self._made.values())
 
     def get(self, *arguments: Any) -> jax.stages.Compiled:
         """The compiled function for arguments of this kind: arrays, or `jax.ShapeDtypeStruct`s in their place."""

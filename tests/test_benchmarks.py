@@ -38,6 +38,12 @@ def page(program, monkeypatch, results, out):
     return (out / "README.md").read_text("utf-8")
 
 
+def test_a_peer_of_less_precision_is_not_the_best(program):
+    assert program("train_step").is_peer("PyTorch 2, eager") and not program("train_step").is_peer("PyTorch 2, TF32")
+    rows = [{"name": name, "median_ms": time} for name, time in [("maskprune", 1), ("a, TF32", 2), ("a", 3)]]
+    assert program("tables").best_peer(rows)["name"] == "a"
+
+
 def test_train_step(run):
     found = run("train_step", "--sizes", 16, "--batch", 1, "--steps", 2, "--repeats", 1, "--optimizers", "adam")
     assert found.keys() == {*FACTS, "speedup_vs_best"}
@@ -104,10 +110,11 @@ def test_memory(run):
     assert 0 < row["temp_mb"] < row["program_mb"]
 
 
-def test_more_members_at_once_need_more_memory(program):
-    common = program("common")
-    found = common.problem(16, 1, widths=(2,), pool=4)
-    one, four = (common.program_memory(found, members)["program_mb"] for members in (1, 4))
+def test_more_members_at_once_need_more_memory(run):
+    found = run(
+        "population", "--sizes", 16, "--members", 4, "--at-once", 1, 4, "--batch", 1, "--steps", 1, "--repeats", 1
+    )
+    one, four = (row["program_mb"] for row in found["rows"])
     assert one < four < 8 * one
 
 
