@@ -1,9 +1,9 @@
 // The native way on CUDA: direct convolutions with few channels on planar pictures.
 //
-// A block of threads copies a tile of the pictures with its rim into shared memory, zeros outside of the picture, so the
-// inner loops know no borders. Forward, a thread keeps 4 pixels of a few rows in every output channel in registers while
-// taps and input channels stream by. For the gradient of the kernel it keeps all output channels of some taps in one row
-// of the kernel, and pixels stream by; what blocks found is added up afterwards, in one order.
+// A block of threads copies a tile of the pictures with its rim into shared memory, zeros outside of the picture, so
+// the inner loops know no borders. Forward, a thread keeps 4 pixels of a few rows in every output channel in registers
+// while taps and input channels stream by. For the gradient of the kernel it keeps all output channels of some taps in
+// one row of the kernel, and pixels stream by; what blocks found is added up afterwards, in one order.
 //
 // Compiled at run time, once for every kind of layer: `cuda.py` defines the names in capitals. P members, N pictures
 // each, H x W pixels, I channels in, O out, a kernel of TALL x WIDE taps. Sums are float32, never less.
@@ -23,8 +23,8 @@ constexpr int kUnroll = TALL * WIDE <= 64 ? TALL + 4 : 1;     // keeps long kern
 
 extern __shared__ float4 memory[];
 
-// Writes value(0), value(1), ..., at most MOST of them, to shared memory. Several of a thread are under way from device
-// memory at once: nothing is done with the first one before the last one is asked for.
+// Writes value(0), value(1), ..., at most MOST of them, to shared memory. Several of a thread are under way from
+// device memory at once: nothing is done with the first one before the last one is asked for.
 template <int MOST, typename Number, typename Value>
 __device__ void fill(Number* to, int count, const Value& value) {
   constexpr int kEach = ceil_div(MOST, kThreads), kBatch = ceil_div(kEach, ceil_div(kEach, 8));
@@ -41,8 +41,8 @@ __device__ void fill(Number* to, int count, const Value& value) {
 __device__ float pass(float value, float gate) { return gate > 0 ? value : 0; }
 __device__ float4 pass(float4 a, float4 b) { return {pass(a.x, b.x), pass(a.y, b.y), pass(a.z, b.z), pass(a.w, b.w)}; }
 
-// Copies a tile of some planes, at most MOST, with SEEN rows of PITCH numbers from (top, left) on, and 0 where `gate` is
-// not positive. What lies outside is read somewhere else and dropped: a jump would wait for it.
+// Copies a tile of some planes, at most MOST, with SEEN rows of PITCH numbers from (top, left) on, and 0 where `gate`
+// is not positive. What lies outside is read somewhere else and dropped: a jump would wait for it.
 template <bool GATED, int MOST, int SEEN, int PITCH, typename Number>
 __device__ void stage_as(float* to, const float* from, const float* gate, int planes, int top, int left) {
   constexpr int kNumbers = sizeof(Number) / sizeof(float), kLine = PITCH / kNumbers;
@@ -75,7 +75,8 @@ __device__ void read(float (&to)[4 * VECTORS], const float* from) {
 // y = x * kernel + bias, for one tile of one picture and some output channels. With TURNED the kernel is that of the
 // layer whose gradient is carried back: its taps in reverse order, its channels the other way round.
 template <int IN, int OUT, bool GATED, bool TURNED, bool RECTIFIED>
-__device__ void convolve(const float* x, const float* gate, const float* kernel, const float* bias, float* y, int block) {
+__device__ void convolve(const float* x, const float* gate, const float* kernel, const float* bias, float* y,
+                         int block) {
   constexpr int kTiles = ceil_div(OUT, CHANNELS), kOut = ceil_div(OUT, kTiles);  // output channels at a time
   constexpr int kRows = at_most(ROWS, 10 / kOut), kHigh = kDown * kRows, kSeen = kHigh + TALL - 1;
   constexpr int kSteps = ceil_div(H, kHigh), kDepth = at_most(IN, DEPTH);
@@ -103,8 +104,8 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
       int i = begin + n / kWeights, a = n / (kWeights / TALL) % TALL, place = n % (4 * kVectors);
       int c = n / (4 * kVectors) % kPieces * kTaps + place / kOut, o = first + place % kOut;
       bool real = c < WIDE && o < OUT && place < kTaps * kOut;
-      int at = TURNED ? (((TALL - 1 - a) * WIDE + WIDE - 1 - c) * OUT + o) * IN + i : ((a * WIDE + c) * IN + i) * OUT + o;
-      float value = kernel[real ? at : 0];
+      int turned = (((TALL - 1 - a) * WIDE + WIDE - 1 - c) * OUT + o) * IN + i;
+      float value = kernel[!real ? 0 : TURNED ? turned : ((a * WIDE + c) * IN + i) * OUT + o];
       return real ? value : 0;
     });
     long long skipped = (long long)begin * H * W;
@@ -154,9 +155,9 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
 
 #if !FORWARD
 
-// The gradient of the kernel, dk[a, c, i, o] = sum over pixels of x[y + a, x + c, i] * g[y, x, o], and that of the bias,
-// over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O. One of the two
-// stays, the other one moves by a tap: as it is read for every tap, TURN says that it is the one with few channels, g.
+// The gradient of the kernel, dk[a, c, i, o] = sum over pixels of x[y + a, x + c, i] * g[y, x, o], and that of the
+// bias, over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O. One of the
+// two stays, the other moves by a tap: as it is read for every tap, TURN says that it is the one with few channels, g.
 template <bool TURN>
 __device__ void gradient(const float* x, const float* g, const float* gate, float* part, int block) {
   constexpr int kMoving = TURN ? O : I, kStaying = TURN ? I : O;
@@ -176,9 +177,11 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
   float sums[kTaps][kStay] = {}, totals[kTotals] = {};
   for (int n = span * SPAN; n < at_most(kAll, (span + 1) * SPAN); ++n) {
     int left = n % kColumns * kWide, top = n / kColumns % kSteps * HIGH, picture = member * N + n / (kColumns * kSteps);
-    long long move = (long long)(picture * kMoving + slice) * H * W, stay = (long long)(picture * kStaying + first) * H * W;
+    long long move = (long long)(picture * kMoving + slice) * H * W;
+    long long stay = (long long)(picture * kStaying + first) * H * W;
     __syncthreads();  // until the last tile is done with
-    stage<RELU && TURN, SLICE, kSeen, kPitch>(moves, (TURN ? g : x) + move, gate + move, depth, top - TALL / 2, left - kRim);
+    stage<RELU && TURN, SLICE, kSeen, kPitch>(moves, (TURN ? g : x) + move, gate + move, depth, top - TALL / 2,
+                                              left - kRim);
     stage<RELU && !TURN, kStay, HIGH, kWide>(stays, (TURN ? x : g) + stay, gate + stay, width, top, left);
     __syncthreads();
     if (threadIdx.x < HIGH * kAcross)
