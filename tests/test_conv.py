@@ -357,3 +357,14 @@ def test_refusals(inputs, kernel, options, message):
 def test_refuses_a_bias_of_another_width(way):
     with pytest.raises(ValueError, match=r"`bias` has shape \(1,\), but `kernel` gives \[3\]"):
         conv2d(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 3)), jnp.ones(1), way=way)
+
+
+@BUILT
+@pytest.mark.parametrize("relu", [False, True])
+def test_weights_that_stay_get_no_gradient(rng, relu):
+    given = numbers(rng, 2, 6, 7, 2), numbers(rng, 3, 3, 2, 3), numbers(rng, 3)
+    loss = lambda x, k, b, way="native": jnp.sum(conv2d(x, k, b, relu=relu, way=way) ** 2)
+    assert "conv2d_backward" in str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 2)))(*given))
+    assert "conv2d_backward" not in str(jax.make_jaxpr(jax.grad(loss))(*given))
+    expected = jax.grad(partial(loss, way="xla"))(*given)
+    np.testing.assert_allclose(jax.grad(loss)(*given), expected, rtol=1e-4, atol=1e-4)

@@ -101,6 +101,14 @@ struct Kernels {
     return Vector(bits | Bits{});
   }
 
+  // The sum of all lanes, one half added to the other. Of plain loops, GCC makes one addition after another.
+  static INLINE float total(const Vector& sums) {
+    const float* lanes = reinterpret_cast<const float*>(&sums);
+    using Half = Kernels<LANES / 2, REGISTERS>;
+    if constexpr (LANES > 4) return Half::total(Half::load(lanes) + Half::load(lanes + LANES / 2));
+    else return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+  }
+
   // The next tile's channels, of so many left: tiles of nearly equal size.
   static int64_t next_channels(int64_t left) {
     int64_t tiles = (left + kChannels - 1) / kChannels;
@@ -121,26 +129,34 @@ struct Kernels {
     return to + count;
   }
 
-  // Copies a band, with 0 where `gate`, if there is one, is not positive. A vector may be read behind the last row.
+  // Copies a band and `beyond` rows on both sides, with 0 where `gate`, if there is one, is not positive. Adds up the
+  // band's planes, if `totals` are wanted. A vector may be read behind the last row.
   static INLINE Padded pad(const Shape& s, const Band& band, int slot, const float* from, const float* gate,
-                           int64_t planes) {
-    int64_t stride = s.W + s.wide - 1, height = band.rows + s.tall - 1, inside = s.tall / 2 * stride + s.wide / 2;
+                           int64_t planes, int64_t beyond, float* totals) {
+    int64_t stride = s.W + s.wide - 1, height = band.rows + 2 * beyond, inside = beyond * stride + s.wide / 2;
     int64_t plane = whole(height * stride + s.wide / 2 + LANES);
     float* data = scratch<float>(slot, planes * plane + LANES) + (whole(inside) - inside);  // aligns pixels
     for (int64_t n = 0; n < planes; ++n) {
-      float* to = zeros(data + n * plane, s.wide / 2);
-      for (int64_t row = band.top - s.tall / 2; row < band.top + band.rows + s.tall / 2; ++row) {
-        int64_t at = ((band.picture * planes + n) * s.H + row) * s.W, column = row < 0 || row >= s.H ? s.W : 0;
-        if (column) zeros(to, s.W);  // outside the picture
+      float *to = zeros(data + n * plane, s.wide / 2), rest = 0;
+      Vector sums = {};
+      for (int64_t row = -beyond; row < band.rows + beyond; ++row) {
+        int64_t y = band.top + row, at = ((band.picture * planes + n) * s.H + y) * s.W, column = 0;
+        bool counts = totals && row >= 0 && row < band.rows;
+        if (y < 0 || y >= s.H) zeros(to, column = s.W);  // outside the picture
         for (; column + LANES <= s.W; column += LANES) {
           Vector pixels = load(from + at + column);
           if (gate) pixels = load(gate + at + column) > 0 ? pixels : Vector{};
+          if (counts) sums += pixels;
           *reinterpret_cast<Loose*>(to + column) = pixels;
         }
-        for (; column < s.W; ++column) to[column] = !gate || gate[at + column] > 0 ? from[at + column] : 0;
+        for (; column < s.W; ++column) {
+          to[column] = !gate || gate[at + column] > 0 ? from[at + column] : 0;
+          if (counts) rest += to[column];
+        }
         to = zeros(to + s.W, s.wide - 1);
       }
       std::fill(to, data + (n + 1) * plane, 0.0f);
+      if (totals) totals[n] = total(sums) + rest;
     }
     return {data, stride, plane, inside};
   }
@@ -251,7 +267,7 @@ struct Kernels {
 
   static INLINE void forward(const Shape& s, const Arrays& all, int64_t unit) {
     Band band(s, unit);
-    Padded x = pad(s, band, 0, all.x, nullptr, s.I);
+    Padded x = pad(s, band, 0, all.x, nullptr, s.I, s.tall / 2, nullptr);
     const float* kernel = all.kernel + band.member * s.taps() * s.I * s.O;
     convolve(s, band, x, kernel, all.bias + band.member * s.O, all.y, all.relu);
   }
@@ -267,14 +283,6 @@ struct Kernels {
     float* result;
     int64_t tap_step, moves_step, stays_step;  // in the result
   };
-
-  static INLINE float total(const Vector& sum) {
-    float each[LANES];
-    std::memcpy(each, &sum, sizeof sum);
-    for (int half = LANES / 2; half > 0; half /= 2)
-      for (int lane = 0; lane < half; ++lane) each[lane] += each[lane + half];
-    return each[0];
-  }
 
   template <int STAYS, int TAPS>
   static INLINE void gradient_tile(const Gradient& t, int64_t tap, int64_t moved, int64_t stayed) {
@@ -330,8 +338,12 @@ struct Kernels {
   // All that a band adds to the gradients: dk and db go to `part`, its pixels of dx to their place.
   static INLINE void backward(const Shape& s, const Arrays& all, int64_t unit, float* part) {
     Band band(s, unit);
-    Padded g = pad(s, band, 0, all.g, all.gate, s.O), x = pad(s, band, 1, all.x, nullptr, s.I);
-    int64_t size = s.taps() * s.I * s.O, pixels = (band.rows - 1) * x.stride + s.W;
+    // The one with more channels stays, as a vector that moves is read for every tap again. It needs no rows beyond.
+    bool turn = s.O < s.I;
+    int64_t size = s.taps() * s.I * s.O, beyond = s.tall / 2;
+    Padded g = pad(s, band, 0, all.g, all.gate, s.O, turn || all.dx ? beyond : 0, part + size);
+    Padded x = pad(s, band, 1, all.x, nullptr, s.I, turn ? 0 : beyond, nullptr);
+    int64_t pixels = (band.rows - 1) * x.stride + s.W;
     if (all.dx) {  // a convolution with the kernel turned around
       const float* kernel = all.kernel + band.member * size;
       float* turned = scratch<float>(2, size);
@@ -342,18 +354,6 @@ struct Kernels {
       std::swap(back.I, back.O);
       convolve(back, band, g, turned - size, nullptr, all.dx, false);
     }
-    for (int64_t o = 0; o < s.O; ++o) {
-      const float* slopes = g.data + g.inside + o * g.plane;
-      Vector sums[4] = {};  // one addition need not wait for the last
-      int64_t p = 0;
-      for (; p + 4 * LANES <= pixels; p += 4 * LANES)
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) sums[v] += load(slopes + p + v * LANES);
-      part[size + o] = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-      for (; p < pixels; ++p) part[size + o] += slopes[p];
-    }
-    // The one with more channels stays, as a vector that moves is read for every tap again.
-    bool turn = s.O < s.I;
     Gradient t = turn ? Gradient{s, g, x, pixels, part + (s.taps() - 1) * s.I * s.O, -s.I * s.O, 1, s.O}
                       : Gradient{s, x, g, pixels, part, s.I * s.O, s.O, 1};
     int64_t moves = turn ? s.O : s.I, stays = turn ? s.I : s.O;

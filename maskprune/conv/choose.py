@@ -106,7 +106,7 @@ def _own(way: Way, relu: bool, precision: jax.lax.PrecisionLike) -> Callable[...
     def run(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         if way == "native":
             return native.conv2d_native(inputs, kernel, bias, relu=relu)
-        return finish(conv2d_blocked(inputs, kernel, precision=precision), bias, relu)
+        return conv2d_blocked(inputs, kernel, bias, relu=relu, precision=precision)
 
     run.__name__ = Own(way, relu).name
     return jax.jit(run)

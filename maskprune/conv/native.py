@@ -228,6 +228,8 @@ ad.primitive_jvps[_backward] = partial(_jvp, _backward, _plain_backward)
 
 def _slope_transposed(g: Any, x: Any, kernel: Any, y: Any, *moved: Any, relu: bool) -> tuple[Any, ...]:
     """What is known among `moved` is zero, and nobody asks for its gradient."""
+    if not any(ad.is_undefined_primal(each) for each in moved[:2]):  # only the pictures' gradient is asked for
+        return *[None] * 5, _convolve.bind(_gate(y, ad.instantiate_zeros(g), relu), _flipped(kernel))
     found = _backward.bind(x, kernel, y, ad.instantiate_zeros(g), relu=relu, wanted=len(moved) == 3)
     asked = [one if ad.is_undefined_primal(each) else None for one, each in zip(found, moved, strict=True)]
     return None, None, None, *asked
