@@ -331,7 +331,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
             trouble=task.trouble,
             optimizer=optimizer,
             selector=functools.partial(make_selector, config, recipe, model, task),
-            batch=task.sample,
+            batch=task.sample if recipe.selector.startswith(("activation", "taylor")) else None,
             rules=make_rules(config, recipe),
             limits=maskprune.Limits(
                 rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks

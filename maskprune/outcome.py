@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maskprune import record, report, visualize
@@ -104,7 +103,7 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
     }
 
 
-def verify(model: FCN, network: Network, small: Any, dataset: Dataset, *, at_once: int = 8) -> float:
+def verify(model: FCN, network: Network, small: Any, dataset: Dataset, *, at_once: int = 1) -> float:
     """Largest difference between the masked and the small network on all evaluation pictures.
 
     Raises:
@@ -140,7 +139,7 @@ def draw(found: Outcome, *, model: FCN, dataset: Dataset, border: int = 0, most:
     before, after = found.initial.params, effective_params(network)
     first = to_unit(evaluation.inputs[shown[0] : shown[0] + 1])
     inside = slice(border, first.shape[1] - border)
-    stages = {"input": first, **model.activations(after, first)}
+    stages = {"input": first, **jax.jit(model.activations)(after, first)}
     activations = {name: np.asarray(values)[0, inside, inside] for name, values in stages.items()}
     rounds = [row for row in found.rows if row["verdict"] != "final"]
     pictures = {
@@ -158,14 +157,14 @@ def draw(found: Outcome, *, model: FCN, dataset: Dataset, border: int = 0, most:
 
 def _compared(model: FCN, params: tuple[Any, Any], evaluation: Any, i: int, *, border: int) -> tuple[str, list]:
     picture, target = (to_unit(side[i : i + 1]) for side in (evaluation.inputs, evaluation.targets))
-    old, new = (jnp.minimum(model.apply(each, picture), 1.0) for each in params)
+    old, new = (np.minimum(jax.jit(model.apply)(each, picture), 1.0) for each in params)
     inside = slice(border, picture.shape[1] - border)
     named = {
         "input": picture,
         "target": target,
         "output before": old,
         "output after": new,
-        "|error|": abs(new - target),
+        "|error|": abs(new - np.asarray(target)),
     }
     return evaluation.names[i], [(label, np.asarray(values)[0, inside, inside, 0]) for label, values in named.items()]
 
