@@ -6,6 +6,9 @@ pictures into pictures. Nothing here trains or decides.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from maskprune import record, report, visualize
+from maskprune import record
 from maskprune.compact import check_same, count_params
 from maskprune.conv import describe_way
 from maskprune.data.batches import to_unit
@@ -23,6 +26,10 @@ from maskprune.models.saved import save
 from maskprune.network import Network, effective_params
 from maskprune.task import PictureTask
 from maskprune.train import TrainState
+
+
+# What drawing, the page and the formats of `export_saved` stand on. Together as slow to import as JAX itself.
+LATE = ("maskprune.visualize", "maskprune.report", "onnx", "onnxruntime", "safetensors.numpy", "orbax.checkpoint")
 
 
 class Outcome(NamedTuple):
@@ -49,6 +56,17 @@ class Outcome(NamedTuple):
     interrupted: bool = False
     training_seconds: float = 0.0
     compile_seconds: float = 0.0
+
+
+def import_ahead() -> None:
+    """Imports what is needed at the end in a thread of its own: best while a training loop is compiled."""
+
+    def work() -> None:
+        for name in LATE:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset) -> dict[str, Any]:
@@ -120,6 +138,8 @@ def write_outcome(folder: Path, found: Outcome, result: Mapping[str, Any], *, mo
     Returns:
         The path of the report.
     """
+    from maskprune import report
+
     small = record.small_fcn(found.state.network)
     save(folder / "network.npz", small, about={"task": result.get("task"), "score": result["final_score"]})
     record.write_json(folder / "result.json", result)
@@ -133,6 +153,8 @@ def draw(found: Outcome, *, model: FCN, dataset: Dataset, border: int = 0, most:
 
     The frame that is not scored, `border` pixels wide, is not shown: zero padding makes false edges there.
     """
+    from maskprune import visualize  # late: matplotlib
+
     network, evaluation = found.state.network, dataset.evaluation
     enabled = {name: np.asarray(flags) for name, flags in network.enabled.items()}
     shown = [evaluation.names.index(name) for name in dict.fromkeys(evaluation.names)][:most]
