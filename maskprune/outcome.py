@@ -124,6 +124,8 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
 def verify(model: FCN, network: Network, small: Any, dataset: Dataset, *, at_once: int = 1) -> float:
     """Largest difference between the masked and the small network on all evaluation pictures.
 
+    One picture at once is what is timed and drawn, too: both networks are then compiled for one shape only.
+
     Raises:
         CompactionError: It is more than rounding.
     """
