@@ -302,8 +302,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
     with in_a_sentence():
         dataset = load_data(config, show.counting("pictures"))
         saved, model = start_model(config, recipe)
-    for line in (dataset.source, dataset.summary(), *dataset.notes):
-        show.say(line)
+    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
     task = maskprune.picture_task(
         model.apply,
         dataset,
@@ -317,6 +316,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
     optimizer = make_optimizer(recipe)
     train, latest = make_training(config, task, optimizer, show)
     first_steps = recipe.first_steps if saved is None else config.recipe.first_steps or 0
+    maskprune.import_ahead()
 
     def draw(key: Any) -> Any:
         params = model.init(key) if saved is None else saved
@@ -331,7 +331,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
             trouble=task.trouble,
             optimizer=optimizer,
             selector=functools.partial(make_selector, config, recipe, model, task),
-            batch=task.sample,
+            batch=task.sample if recipe.selector.startswith(("activation", "taylor")) else None,
             rules=make_rules(config, recipe),
             limits=maskprune.Limits(
                 rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks

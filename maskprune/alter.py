@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune.groups import Slice, leaf_path, leaves_by_path
-from maskprune.network import Flags, Network, Params, entries
+from maskprune.network import Flags, Network, Params, entries, on_device
 
 
 Chosen = Mapping[str, Any]  # {group: bool[C]}, as made by `choose`
@@ -24,22 +25,22 @@ Chosen = Mapping[str, Any]  # {group: bool[C]}, as made by `choose`
 
 def disable(network: Network, chosen: Chosen) -> Network:
     """Switches masks off: they contribute exactly nothing, keep their stored weights and never learn."""
-    return dataclasses.replace(network, enabled=_merge(network, network.enabled, chosen, True, value=False))
+    return dataclasses.replace(network, enabled=_merge(network, network.enabled, chosen, value=False))
 
 
 def enable(network: Network, chosen: Chosen) -> Network:
     """Switches masks on again, with the weights they had when they were disabled."""
-    return dataclasses.replace(network, enabled=_merge(network, network.enabled, chosen, True, value=True))
+    return dataclasses.replace(network, enabled=_merge(network, network.enabled, chosen, value=True))
 
 
 def freeze(network: Network, chosen: Chosen) -> Network:
     """Holds the own numbers (kernel, bias) of masks bit for bit; they still produce output."""
-    return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, True, value=True))
+    return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, value=True))
 
 
 def thaw(network: Network, chosen: Chosen) -> Network:
     """Lets frozen masks learn again."""
-    return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, True, value=False))
+    return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, value=False))
 
 
 def reinitialize(key: jax.Array, network: Network, chosen: Chosen, init: Callable[[jax.Array], Params]) -> Network:
@@ -51,10 +52,7 @@ def reinitialize(key: jax.Array, network: Network, chosen: Chosen, init: Callabl
         chosen: `{group: bool[C]}`, which masks.
         init: `init(key) -> params`, the initial distribution of the whole network (biases at their initial values).
     """
-    own = entries(network.groups, network.params, _checked(network, chosen), roles=("out",))
-    fresh = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), network.params, init(key))
-    params = jax.tree.map(lambda old, new, mine: jnp.where(mine, new, old), network.params, fresh, own)
-    return dataclasses.replace(network, params=params)
+    return _overwrite(network, _checked(network, chosen), init(key))
 
 
 def zero_weights(network: Network, chosen: Chosen, *, part: Literal["kernel", "all"] = "kernel") -> Network:
@@ -68,13 +66,12 @@ def zero_weights(network: Network, chosen: Chosen, *, part: Literal["kernel", "a
     """
     if part not in ("kernel", "all"):
         raise ValueError(f'`part` is {part!r}: use "kernel" or "all".')
-    own = entries(network.groups, network.params, _checked(network, chosen), roles=("out",))
 
-    def zero(path: Any, leaf: jax.Array, mine: jax.Array) -> jax.Array:
-        keep = part == "kernel" and _is_bias(leaf_path(path), leaf)
-        return leaf if keep else jnp.where(mine, jnp.zeros((), leaf.dtype), leaf)
+    def zero(path: Any, leaf: jax.Array) -> Any:
+        return leaf if part == "kernel" and _is_bias(leaf_path(path), leaf) else np.zeros((), leaf.dtype)
 
-    return dataclasses.replace(network, params=jax.tree_util.tree_map_with_path(zero, network.params, own))
+    values = jax.tree_util.tree_map_with_path(zero, network.params)
+    return _overwrite(network, _checked(network, chosen), values)
 
 
 def _is_bias(path: str, leaf: jax.Array) -> bool:
@@ -109,14 +106,8 @@ def bypass(network: Network, name: str) -> Network:
         kernel: np.moveaxis(identity, (-2, -1), (reads, writes))
     }
     chosen = {name: network.enabled[name]}
-    mine = entries(network.groups, network.params, _checked(network, chosen), roles=("out",))
-
-    def replace(path: Any, leaf: Any, mine: Any) -> Any:
-        new = values.get(leaf_path(path))
-        return leaf if new is None else jnp.where(mine, jnp.asarray(new, leaf.dtype), leaf)
-
-    params = jax.tree_util.tree_map_with_path(replace, network.params, mine)
-    return freeze(dataclasses.replace(network, params=params), chosen)
+    every = jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(leaf_path(path), leaf), network.params)
+    return freeze(_overwrite(network, _checked(network, chosen), every), chosen)
 
 
 def why_no_bypass(network: Network, name: str) -> str:
@@ -160,9 +151,23 @@ def _enabled_inputs(network: Network, kernel: str, reads: int) -> np.ndarray:
     return np.flatnonzero(stays)
 
 
-def _merge(network: Network, flags: Flags, chosen: Chosen, at: bool, *, value: bool) -> Flags:
-    marks = _checked(network, chosen)
-    return {name: jnp.where(marks[name] == at, value, flags[name]) for name in flags}
+def _merge(network: Network, flags: Flags, chosen: Chosen, *, value: bool) -> Flags:
+    return _set(flags, _checked(network, chosen), np.bool_(value))
+
+
+@partial(jax.jit, inline=True)
+def _set(flags: Flags, marks: Flags, value: Any) -> Flags:
+    return {name: jnp.where(marks[name], value, flags[name]) for name in flags}
+
+
+@partial(jax.jit, inline=True)
+def _overwrite(network: Network, marks: Flags, values: Params) -> Network:
+    """The network with the own entries of marked masks taken from `values`, which broadcast against the parameters."""
+    own = entries(network.groups, network.params, marks, roles=("out",))
+    params = jax.tree.map(
+        lambda old, new, mine: jnp.where(mine, jnp.asarray(new, old.dtype), old), network.params, values, own
+    )
+    return dataclasses.replace(network, params=params)
 
 
 def _checked(network: Network, chosen: Chosen) -> Flags:
@@ -171,7 +176,7 @@ def _checked(network: Network, chosen: Chosen) -> Flags:
         _ = network.groups[name]  # raises the error that lists the groups
     marks = {}
     for group in network.groups:
-        marks[group.name] = jnp.asarray(chosen.get(group.name, jnp.zeros(group.size, bool)))
+        marks[group.name] = on_device(chosen.get(group.name, np.zeros(group.size, bool)))
         if marks[group.name].dtype != bool or marks[group.name].shape[-1:] != (group.size,):
             found = f"{marks[group.name].dtype}{list(marks[group.name].shape)}"
             raise ValueError(f"`chosen[{group.name!r}]` is {found}, not bool[{group.size}]: make it with `choose`.")

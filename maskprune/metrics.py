@@ -107,14 +107,15 @@ def scores_from_sums(sums: jax.typing.ArrayLike, *, average: Average = "macro") 
 
 
 def _macro_f1(columns: _Columns) -> float:
-    return float(np.mean(_f1_of(columns.error, columns.overlap)))
+    return float(np.mean(f1_of(columns.error, columns.overlap)))
 
 
 def _micro_f1(columns: _Columns) -> float:
-    return float(_f1_of(columns.error.sum(), columns.overlap.sum()))
+    return float(f1_of(columns.error.sum(), columns.overlap.sum()))
 
 
-def _f1_of(error: np.ndarray, overlap: np.ndarray) -> np.ndarray:
+def f1_of(error: np.ndarray, overlap: np.ndarray) -> np.ndarray:
+    """2TP / (2TP + E) of sums E = Σ|O − T| and TP, with the ends that `scores_from_sums` tells of."""
     whole = 2 * overlap + error
     empty = whole <= 0
     return np.where(empty, error == 0, 2 * overlap / np.where(empty, 1, whole))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,8 +60,8 @@ def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -
     check_groups(groups, params)
     return Network(
         params=params,
-        enabled={group.name: jnp.ones(group.size, bool) for group in groups},
-        frozen={group.name: jnp.zeros(group.size, bool) for group in groups},
+        enabled={group.name: on_device(np.ones(group.size, bool)) for group in groups},
+        frozen={group.name: on_device(np.zeros(group.size, bool)) for group in groups},
         groups=groups,
         fixed=_match_leaves(fixed, params),
     )
@@ -85,7 +86,7 @@ def choose(network: Network, masks: Mapping[str, Iterable[int]]) -> Flags:
         group = network.groups[name]
         for number in numbers:
             chosen[name][_check_number(group, number)] = True
-    return {name: jnp.asarray(flags) for name, flags in chosen.items()}
+    return {name: on_device(flags) for name, flags in chosen.items()}
 
 
 def entries(groups: Groups, params: Params, flags: Mapping[str, jax.Array], *, roles: Sequence[Role]) -> Any:
@@ -111,6 +112,7 @@ def entries(groups: Groups, params: Params, flags: Mapping[str, jax.Array], *, r
     return jax.tree_util.tree_map_with_path(mark, params)
 
 
+@partial(jax.jit, inline=True)
 def effective_params(network: Network) -> Params:
     """What the network computes with: zeros in every `out` and `in` entry of a disabled mask.
 
@@ -154,8 +156,13 @@ def list_masks(chosen: Mapping[str, jax.Array]) -> dict[str, list[int]]:
 
 def strongly_typed(leaf: Any) -> jax.Array:
     """The leaf as an array whose type is its own: a weak one would compile a training step again after an update."""
-    leaf = jnp.asarray(leaf)
+    leaf = on_device(leaf)
     return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+
+def on_device(leaf: Any) -> jax.Array:
+    """`jnp.asarray`, which compiles a program for every new shape that comes from the host; to put it needs none."""
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray | np.generic) else jnp.asarray(leaf)
 
 
 def _along_axis(piece: Slice, flags: jax.Array, ndim: int) -> jax.Array:

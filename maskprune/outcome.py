@@ -6,15 +6,17 @@ pictures into pictures. Nothing here trains or decides.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from maskprune import record, report, visualize
+from maskprune import record
 from maskprune.compact import check_same, count_params
 from maskprune.conv import describe_way
 from maskprune.data.batches import to_unit
@@ -24,6 +26,10 @@ from maskprune.models.saved import save
 from maskprune.network import Network, effective_params
 from maskprune.task import PictureTask
 from maskprune.train import TrainState
+
+
+# What drawing, the page and the formats of `export_saved` stand on. Together as slow to import as JAX itself.
+LATE = ("maskprune.visualize", "maskprune.report", "onnx", "onnxruntime", "safetensors.numpy", "orbax.checkpoint")
 
 
 class Outcome(NamedTuple):
@@ -50,6 +56,17 @@ class Outcome(NamedTuple):
     interrupted: bool = False
     training_seconds: float = 0.0
     compile_seconds: float = 0.0
+
+
+def import_ahead() -> None:
+    """Imports what is needed at the end in a thread of its own: best while a training loop is compiled."""
+
+    def work() -> None:
+        for name in LATE:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset) -> dict[str, Any]:
@@ -104,8 +121,10 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
     }
 
 
-def verify(model: FCN, network: Network, small: Any, dataset: Dataset, *, at_once: int = 8) -> float:
+def verify(model: FCN, network: Network, small: Any, dataset: Dataset, *, at_once: int = 1) -> float:
     """Largest difference between the masked and the small network on all evaluation pictures.
+
+    One picture at once is what is timed and drawn, too: both networks are then compiled for one shape only.
 
     Raises:
         CompactionError: It is more than rounding.
@@ -121,6 +140,8 @@ def write_outcome(folder: Path, found: Outcome, result: Mapping[str, Any], *, mo
     Returns:
         The path of the report.
     """
+    from maskprune import report
+
     small = record.small_fcn(found.state.network)
     save(folder / "network.npz", small, about={"task": result.get("task"), "score": result["final_score"]})
     record.write_json(folder / "result.json", result)
@@ -134,13 +155,15 @@ def draw(found: Outcome, *, model: FCN, dataset: Dataset, border: int = 0, most:
 
     The frame that is not scored, `border` pixels wide, is not shown: zero padding makes false edges there.
     """
+    from maskprune import visualize  # late: matplotlib
+
     network, evaluation = found.state.network, dataset.evaluation
     enabled = {name: np.asarray(flags) for name, flags in network.enabled.items()}
     shown = [evaluation.names.index(name) for name in dict.fromkeys(evaluation.names)][:most]
     before, after = found.initial.params, effective_params(network)
     first = to_unit(evaluation.inputs[shown[0] : shown[0] + 1])
     inside = slice(border, first.shape[1] - border)
-    stages = {"input": first, **model.activations(after, first)}
+    stages = {"input": first, **jax.jit(model.activations)(after, first)}
     activations = {name: np.asarray(values)[0, inside, inside] for name, values in stages.items()}
     rounds = [row for row in found.rows if row["verdict"] != "final"]
     pictures = {
@@ -158,14 +181,14 @@ def draw(found: Outcome, *, model: FCN, dataset: Dataset, border: int = 0, most:
 
 def _compared(model: FCN, params: tuple[Any, Any], evaluation: Any, i: int, *, border: int) -> tuple[str, list]:
     picture, target = (to_unit(side[i : i + 1]) for side in (evaluation.inputs, evaluation.targets))
-    old, new = (jnp.minimum(model.apply(each, picture), 1.0) for each in params)
+    old, new = (np.minimum(jax.jit(model.apply)(each, picture), 1.0) for each in params)
     inside = slice(border, picture.shape[1] - border)
     named = {
         "input": picture,
         "target": target,
         "output before": old,
         "output after": new,
-        "|error|": abs(new - target),
+        "|error|": abs(new - np.asarray(target)),
     }
     return evaluation.names[i], [(label, np.asarray(values)[0, inside, inside, 0]) for label, values in named.items()]
 

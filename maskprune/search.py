@@ -22,7 +22,7 @@ from maskprune.race import Evaluate
 from maskprune.rounds import Limits, Round, Rules
 from maskprune.select.base import Selector
 from maskprune.session import TrainMany
-from maskprune.start import train_start
+from maskprune.start import split_key, train_start
 from maskprune.train import TrainState, init_state
 
 
@@ -83,7 +83,7 @@ def search(
         What was found; with `interrupted` set if somebody stopped it. None if that was before anything was learned.
     """
     began, books = time.perf_counter(), _Books()
-    first_key, search_key, last_key = jax.random.split(key, 3)
+    first_key, search_key, last_key = split_key(key, 3)
     train = books.counting(train)
     one = partial(_one, train)
     try:

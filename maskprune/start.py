@@ -7,6 +7,7 @@ early in its session, replaced by a new draw, and logged. Knows no pictures and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -55,7 +56,7 @@ def train_start(
     reasons: list[str] = []
     steps = 0
     for attempt in range(attempts):
-        draw_key, train_key = jax.random.split(jax.random.fold_in(key, attempt))
+        draw_key, train_key = split_key(jax.random.fold_in(key, attempt), 2)
         state, taken, reason = draw(draw_key), 0, ""
         for share in (look_at, 1.0):
             state, report = train(train_key, state, share=share)
@@ -68,3 +69,9 @@ def train_start(
             return Start(state, tuple(reasons), steps)
         reasons.append(f"after {taken} steps {reason}")
     raise RuntimeError(f"None of {attempts} starts learned anything: {'; '.join(reasons)}. Try another loss or rate.")
+
+
+@partial(jax.jit, static_argnums=1)
+def split_key(key: jax.Array, count: int) -> tuple[jax.Array, ...]:
+    """`jax.random.split` as a tuple: taking an array of keys apart would be a program of its own."""
+    return tuple(jax.random.split(key, count))

@@ -6,18 +6,18 @@ no pictures.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maskprune import losses, metrics
 from maskprune.compact import judged
 from maskprune.data.batches import DeviceSplit, draw_batch, to_device, to_unit
 from maskprune.data.split import Dataset
+from maskprune.data.targets import unit
 from maskprune.network import Params
 from maskprune.train import TrainState
 
@@ -26,7 +26,8 @@ PictureLoss = Callable[..., jax.Array]
 Batch = tuple[jax.Array, jax.Array]
 
 
-class PictureTask(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PictureTask:
     """A task as plain functions.
 
     Attributes:
@@ -37,7 +38,8 @@ class PictureTask(NamedTuple):
             macro soft F1.
         trouble: `trouble(state) -> str`: why a trained start is no use, or "": it neither explains a tenth of the
             variance nor scores clearly above the best constant output. For `train_start`.
-        sample: One fixed batch of training crops, for selectors.
+        draw_sample: `draw_sample() -> batch`.
+        sample: One fixed batch of training crops, for selectors; drawn when it is first asked for, which takes a while.
     """
 
     loss: Callable[[Params, Batch], jax.Array]
@@ -45,7 +47,11 @@ class PictureTask(NamedTuple):
     data: DeviceSplit
     evaluate: Callable[[TrainState], dict[str, float]]
     trouble: Callable[[TrainState], str]
-    sample: Batch
+    draw_sample: Callable[[], Batch]
+
+    @functools.cached_property
+    def sample(self) -> Batch:
+        return self.draw_sample()
 
 
 def picture_task(
@@ -95,8 +101,8 @@ def picture_task(
 
     evaluate = _evaluation(apply, to_device(dataset.evaluation), border=border, ceiling=ceiling)
     trouble = _blindness(evaluate, constant_score(dataset.evaluation.targets[:16], border=border))
-    fixed = jax.jit(functools.partial(draw_batch, batch=sample, crop=crop))(jax.random.key(0), data)
-    return PictureTask(batch_loss, draw, data, evaluate, trouble, fixed)
+    draw_fixed = jax.jit(functools.partial(draw_batch, batch=sample, crop=crop))
+    return PictureTask(batch_loss, draw, data, evaluate, trouble, lambda: draw_fixed(jax.random.key(0), data))
 
 
 def _evaluation(
@@ -138,7 +144,11 @@ def constant_score(targets: np.ndarray, *, border: int = 0, levels: int = 12) ->
         border: Pixels left out at each side.
         levels: How many constants are tried, from the mean of the targets up to 1.
     """
-    values = to_unit(targets)
+    values = unit(targets)
     constants = np.geomspace(max(float(values.mean()), 1e-3), 1.0, levels, dtype=np.float32)
-    score = jax.jit(lambda level: metrics.picture_sums(jnp.full_like(values, level), values, border=border))
-    return max(metrics.scores_from_sums(np.asarray(score(level)))["f1"] for level in constants)
+    rows, columns = (slice(border, side - border) for side in values.shape[1:3])
+    values = values[:, rows, columns].reshape(len(values), -1)
+    total = values.sum(axis=1, dtype=float)
+    errors = [np.abs(values - level).sum(axis=1, dtype=float) for level in constants]
+    scores = [metrics.f1_of(error, level * total) for error, level in zip(errors, constants, strict=True)]
+    return float(np.max(np.mean(scores, axis=1)))

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from maskprune.hold import held
-from maskprune.network import Network, effective_params, strongly_typed, trainable, trained_leaves
+from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +53,7 @@ def init_state(network: Network, optimizer: optax.GradientTransformation, model_
     """Starts training: a fresh optimizer for a network. The only way from an altered network back to a `TrainState`."""
     opt_state = _fresh(optimizer, network)
     model_state = jax.tree.map(strongly_typed, model_state)
-    return TrainState(network=network, opt_state=opt_state, model_state=model_state, step=jnp.zeros((), jnp.int32))
+    return TrainState(network=network, opt_state=opt_state, model_state=model_state, step=on_device(np.int32(0)))
 
 
 def make_train_step(

@@ -132,6 +132,14 @@ def test_same_seed_same_result_and_another_seed_another(program, finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+def test_a_run_compiles_few_programs(program, quick, tmp_path, caplog):
+    jax.clear_caches()
+    with jax.log_compiles():
+        program.main(dataclasses.replace(quick, out=tmp_path))
+    compiled = [text for record in caplog.records if (text := record.getMessage()).startswith("Finished XLA comp")]
+    assert 5 < len(compiled) <= 22, "\n".join(compiled)  # 19 with JAX 0.10.2; operation by operation 89
+
+
 def test_starts_from_a_saved_network_without_training_it_first(program, finished, tmp_path):
     out, result, config = finished
     recipe = dataclasses.replace(config.recipe, first_steps=0, final_steps=0)
@@ -274,6 +282,14 @@ def test_help_answers_without_loading_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "--threshold" in done.stdout and "--start-from" in done.stdout
+
+
+def test_the_library_imports_late_what_only_the_end_of_a_run_needs():
+    code = "import sys, maskprune; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    late = maskprune.outcome.LATE
+    assert not {*late, "matplotlib", "scipy.special"} & {*done.stdout.split()}
+    assert all(importlib.util.find_spec(name) for name in late)  # a name that is wrong would be passed over
 
 
 # What is started in the background by a shell ignores SIGINT, and so would its children: the program starts afresh.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune.data.split import Split
+from maskprune.data.targets import unit
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["inputs", "targets"], meta_fields=[])
@@ -31,7 +32,7 @@ class DeviceSplit:
 
 def to_device(split: Split) -> DeviceSplit:
     """Puts a side on the default device, in the types in which it is stored."""
-    return DeviceSplit(jnp.asarray(split.inputs), jnp.asarray(split.targets))
+    return DeviceSplit(jax.device_put(split.inputs), jax.device_put(split.targets))
 
 
 def to_unit(stored: jax.Array | np.ndarray) -> jax.Array:
@@ -50,7 +51,9 @@ def to_unit(stored: jax.Array | np.ndarray) -> jax.Array:
         raise TypeError(
             f"stored is {stored.dtype}; pass uint8 or uint16 as a Split holds it, floats need no conversion"
         )
-    return jnp.asarray(stored).astype(jnp.float32) / jnp.float32(jnp.iinfo(stored.dtype).max)
+    if isinstance(stored, np.ndarray):
+        return jax.device_put(unit(stored))  # computed on the host, where nothing has to be compiled for it
+    return stored.astype(jnp.float32) / jnp.float32(jnp.iinfo(stored.dtype).max)
 
 
 def draw_batch(
@@ -77,17 +80,16 @@ def draw_batch(
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
     count, height, width, _ = split.inputs.shape
-    for_picture, for_row, for_column = jax.random.split(key, 3)
-    picture = jax.random.randint(for_picture, (batch,), 0, count)
-    row = jax.random.randint(for_row, (batch,), 0, height - crop + 1)
-    column = jax.random.randint(for_column, (batch,), 0, width - crop + 1)
-
-    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 3), shape=(2, batch, 1, 1, 1))
+    below = jnp.array([count, height - crop + 1, width - crop + 1])
+    # All three at once, and nothing for mirrors that are not wanted: random numbers take long to compile.
+    whole = jax.vmap(lambda key, below: jax.random.randint(key, (batch,), 0, below))
+    picture, row, column = whole(jax.random.split(key, 3), below)
+    mirrored = jax.random.bernoulli(jax.random.fold_in(key, 3), shape=(2, batch, 1, 1, 1)) if flips else ()
 
     def cut(stored: jax.Array) -> jax.Array:  # [N, S, S, 1] -> [batch, crop, crop, 1]
         one = lambda i, r, c: jax.lax.dynamic_slice(stored, (i, r, c, 0), (1, crop, crop, 1))[0]
         crops = jax.vmap(one)(picture, row, column)
-        for axis, some in zip((1, 2), mirrored, strict=True) if flips else ():
+        for axis, some in zip((1, 2), mirrored, strict=False):
             crops = jnp.where(some, jnp.flip(crops, axis), crops)
         return to_unit(crops)
 

@@ -114,7 +114,7 @@ def export(
             break
     else:
         raise ExportError(f"`{path.name}` cannot be written: {reason}.")
-    return Exported(path, free.shapes, free.note, _check(path, program, inputs, tolerance))
+    return Exported(path, free.shapes, free.note, _check(path, stateful, params, inputs, tolerance=tolerance))
 
 
 def load_program(path: str | Path) -> Callable[..., Any]:
@@ -150,10 +150,12 @@ def load_arrays(path: str | Path, like: Arrays | None = None) -> Arrays:
     return _with_extras(path, lambda: ARRAYS[path.suffix][1](path, like))
 
 
-def _check(path: Path, program: Callable[..., Any], inputs: Sequence[Any], tolerance: float) -> float | None:
+def _check(
+    path: Path, apply: Callable[..., Any], params: Any, inputs: Sequence[Any], *, tolerance: float
+) -> float | None:
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
         return None
-    expected = jax.tree.leaves(jax.jit(program)(*inputs))
+    expected = jax.tree.leaves(jax.jit(apply)(params, *inputs))
     found = jax.tree.leaves(load_program(path)(*inputs))
     pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(expected, found, strict=True)]
     worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)

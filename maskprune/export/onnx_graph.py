@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from maskprune.export.onnx_rules import INLINE, RULES
 from maskprune.export.programs import Uncovered
 from maskprune.groups import leaf_path
+from maskprune.network import on_device
 from maskprune.reading import source_line
 
 
@@ -123,7 +124,7 @@ class Graph:
             body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
             return self.run(body, consts, inputs)
         if name != "dim_as_value" and all(isinstance(v, np.ndarray) for v in inputs) and _fixed(equation.outvars):
-            found = equation.primitive.bind(*map(jnp.asarray, inputs), **equation.params)
+            found = equation.primitive.bind(*map(on_device, inputs), **equation.params)
             return [_known(array) for array in (found if equation.primitive.multiple_results else [found])]
         try:
             if name not in RULES:

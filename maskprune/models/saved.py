@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maskprune.files import replace_file
 from maskprune.models.fcn import fcn, layer_names
-from maskprune.network import Params
+from maskprune.network import Params, on_device
 
 
 FORMAT = "maskprune-fcn-1"
@@ -88,7 +87,7 @@ def _array(arrays: Mapping[str, np.ndarray], name: str, path: Any) -> jax.Array:
         raise ValueError(f"`{path}` has no array `{name}`: the file is incomplete.")
     if not np.issubdtype(arrays[name].dtype, np.floating):
         raise ValueError(f"`{path}`: the array `{name}` holds {arrays[name].dtype}, not floating-point numbers.")
-    return jnp.asarray(arrays[name])
+    return on_device(arrays[name])
 
 
 def _check_chain(kernels: list[tuple[int, ...]], params: Params, path: Any) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from maskprune.labels import BROKEN, UNKNOWN, Axis, Labels, Value
 from maskprune.rules.base import Equation, Rule
@@ -20,6 +19,15 @@ def _divide(a: Any, b: Any) -> Any:
     if np.asarray(a).dtype.kind in "iu" and np.asarray(b).dtype.kind in "iu":
         return np.trunc(a / b).astype(np.asarray(a).dtype)
     return a / b
+
+
+def _special(name: str) -> Callable[[Any], Any]:
+    def function(x: Any) -> Any:
+        import scipy.special  # late: it takes a noticeable part of a second, and few networks need it
+
+        return getattr(scipy.special, name)(x)
+
+    return function
 
 
 # Each takes arrays; what it lacks of JAX's behaviour (dtypes) is put right by whoever calls it.
@@ -42,12 +50,12 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "copy_p": np.positive,
     "cos": np.cos,
     "cosh": np.cosh,
-    "digamma": scipy.special.digamma,
+    "digamma": _special("digamma"),
     "div": _divide,
     "eq": np.equal,
-    "erf": scipy.special.erf,
-    "erf_inv": scipy.special.erfinv,
-    "erfc": scipy.special.erfc,
+    "erf": _special("erf"),
+    "erf_inv": _special("erfinv"),
+    "erfc": _special("erfc"),
     "exp": np.exp,
     "exp2": np.exp2,
     "expm1": np.expm1,
@@ -56,7 +64,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "gt": np.greater,
     "is_finite": np.isfinite,
     "le": np.less_equal,
-    "lgamma": scipy.special.gammaln,
+    "lgamma": _special("gammaln"),
     "log": np.log,
     "log1p": np.log1p,
     "logistic": lambda x: 1 / (1 + np.exp(-x)),

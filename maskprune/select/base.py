@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -58,6 +59,7 @@ def mask_vectors(group: Group, params: Params) -> jax.Array:
     return jnp.concatenate([_rows(piece, group.size, leaves[piece.leaf]) for piece in group.with_role("out")], axis=1)
 
 
+@partial(jax.jit, inline=True)
 def outgoing_norms(network: Network) -> Scores:
     """Euclidean norm of what reads each mask: `{group: float[C]}`."""
     params = effective_params(network)
