@@ -7,6 +7,8 @@ a warm-up, and compilation is timed apart.
 from __future__ import annotations
 
 import resource
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -163,9 +165,19 @@ def peak_mb() -> float:
 # Results
 
 
+def driver() -> Row:
+    """The version of the GPU's driver, where there is a GPU and NVIDIA's tool to ask."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    if jax.default_backend() != "gpu" or not shutil.which(command[0]):
+        return {}
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.split()
+    return {"driver": said[0]} if said else {}
+
+
 def facts() -> Row:
     return {
         "device": maskprune.record.device(),
+        **driver(),
         "versions": maskprune.record.versions(),
         "precision": "float32",
         "convolution": maskprune.conv.describe_way(),

@@ -71,8 +71,8 @@ def compare(alone: Timed, together: Timed, counts: tuple[int, int], repeats: int
 def rows_of(size: int, options: argparse.Namespace) -> Iterator[Row]:
     found = problem(size, options.batch, pool=POOL)
     alone = single(found)
-    alone(1)
-    pace, _ = alone(1)
+    alone(CHUNK)
+    pace, _ = alone(CHUNK)  # what a run costs by itself is not a step's pace
     steps = fitting(options.steps, options.budget, pace)
     for at_once in options.at_once or [None]:
         pace_now = pace

@@ -84,6 +84,8 @@ def span(values: Iterable[float], form: str = ".2f") -> str:
 def about(result: Result) -> str:
     """The machine and what ran on it."""
     words = [f"{name} {result['versions'][name]}" for name in PACKAGES if name in result.get("versions", {})]
+    if result.get("driver"):
+        words.insert(0, f"driver {result['driver']}")
     if result.get("convolution"):
         words.insert(0, f"convolution {result['convolution']}")
     spreads = [row["spread"] for row in result.get("rows", []) if row.get("spread")]
@@ -276,6 +278,17 @@ def memory(result: Result) -> str:
     return markdown([head[i] for i in keep], [[line[i] for i in keep] for line in lines])
 
 
+def step_profile(result: Result) -> str:
+    rows = result["rows"]
+    kinds = list(dict.fromkeys((row["size"], row["members"]) for row in rows))
+    lines = []
+    for name in unique(rows, "name"):
+        found = [next(iter(where(rows, name=name, size=size, members=members)), None) for size, members in kinds]
+        lines.append([name, *(f"{row['us_a_step']:.3g} ({row['share']:.0%})" if row else "" for row in found)])
+    heads = [squared(size) + (f", {members} members" if members else ", one network") for size, members in kinds]
+    return markdown(["microseconds of a step", *heads], sorted(lines))
+
+
 def trace_time(result: Result) -> str:
     lines = []
     for name in unique(result["rows"], "name"):
@@ -373,6 +386,14 @@ SECTIONS = (
         memory,
     ),
     Section(
+        "step_profile",
+        "A step on a GPU, kernel by kernel",
+        "What the device works in one step, kernels timed one after another by JAX's profiler. In a session short "
+        "kernels run side by side, so the sum is not the time of a step.",
+        "python benchmarks/step_profile.py --sizes 64 256 --members 0 64 --json FILE",
+        step_profile,
+    ),
+    Section(
         "trace_time",
         "Tracing",
         "`trace` and `make_plan` together on published networks, on abstract arrays, beside the dependency graph of "
@@ -421,7 +442,8 @@ def block(section: Section, name: str, result: Result) -> str:
     machines = about_digits(result) if section.name == "digits" else [about(result)]
     picture = f"\n\n![{section.title}: {name}](plots/{name}.png)" if section.plot else ""
     source = f"[`{name}.json`](results/{name}.json): " + "; ".join(machines) + "."
-    return f"### {name}\n\n{wrapped(source)}\n\n{section.table(result)}{picture}\n"
+    note = f"\n\n{wrapped(result['note'])}" if result.get("note") else ""
+    return f"### {name}\n\n{wrapped(source)}{note}\n\n{section.table(result)}{picture}\n"
 
 
 def draw(results: dict[str, Result], folder: Path) -> None:

@@ -239,7 +239,7 @@ class _Groups:
             lanes = [self._lane(members, row) for row in rows]
             courses = [self._course(key_data, jax.random.key_impl(keys), rates, row) for row in rows]
             program = self.compiled.get(lanes[0], courses[0], data, np.int32(0), np.int32(0))
-            fits = 1.0 if self._given else _share_that_fits(program)
+            fits = 1.0 if self._given or size in self._sizes else _share_that_fits(program)
             if fits >= 1 or size == self._devices:
                 self._sizes.add(size)
                 return lanes, courses

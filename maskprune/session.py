@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -353,4 +354,10 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
     It holds for this process while a session runs; XLA's own threads are not concerned.
     """
-    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """Looking through all loaded libraries takes milliseconds, so it is done once."""
+    return threadpoolctl.ThreadpoolController()
