@@ -258,6 +258,10 @@ MADE_UP = {
             "output_mb": 0.5, "temp_mb": 18.0, "program_mb": 19.5, "device_peak_mb": None,
         }
     ],
+    "step_profile_toy": [
+        {"size": 64, "members": 0, "name": "convolution, forward, layer 1", "us_a_step": 12.345, "share": 0.25},
+        {"size": 64, "members": 8, "name": "short kernels of XLA", "us_a_step": 3.0, "share": 0.5},
+    ],
 }  # fmt: skip
 
 
@@ -265,6 +269,7 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
     for name, rows in MADE_UP.items():
         more = {"device": "abacus", "convolution": "native (beads)", "versions": {"jax": "0.0.1"}}
         more |= {"replicas_speedup": 1.25} if name == "minimization_toy" else {}
+        more |= {"driver": "9.9", "note": "Counted by hand."} if name == "step_profile_toy" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps({**more, "rows": rows}))
     (tmp_path / "something_else.json").write_text("{}")
     text = page(program, monkeypatch, tmp_path, tmp_path / "page")
@@ -279,6 +284,8 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         "| replicas `--replicas 2` | 0 | 99.5 | 88.0 | 3.0 | 15% | 12,345 | (1,3) (2,2) | 0.900–0.910 |",
         "**1.25 times** as fast",
         "| taylor | 8 ms = 2 |  |",
+        "driver 9.9; jax 0.0.1.\n\nCounted by hand.\n\n| microseconds of a step | 64², one network | 64², 8 members |",
+        "| convolution, forward, layer 1 | 12.3 (25%) |  |",
         "| 128² | 16 members, 5 at once | 270 | 455 | 1.0 | 0.5 | 18.0 | 19.5 |",
     ):
         assert expected in text
