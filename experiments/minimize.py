@@ -316,7 +316,6 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
     optimizer = make_optimizer(recipe)
     train, latest = make_training(config, task, optimizer, show)
     first_steps = recipe.first_steps if saved is None else config.recipe.first_steps or 0
-    maskprune.import_ahead()
 
     def draw(key: Any) -> Any:
         params = model.init(key) if saved is None else saved

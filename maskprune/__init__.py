@@ -53,7 +53,6 @@ from maskprune.network import init_network as init_network
 from maskprune.network import list_masks as list_masks
 from maskprune.network import trainable as trainable
 from maskprune.outcome import Outcome as Outcome
-from maskprune.outcome import import_ahead as import_ahead
 from maskprune.outcome import summarize as summarize
 from maskprune.outcome import write_outcome as write_outcome
 from maskprune.plan import Cut as Cut

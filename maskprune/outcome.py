@@ -6,9 +6,6 @@ pictures into pictures. Nothing here trains or decides.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +23,6 @@ from maskprune.models.saved import save
 from maskprune.network import Network, effective_params
 from maskprune.task import PictureTask
 from maskprune.train import TrainState
-
-
-# What drawing, the page and the formats of `export_saved` stand on. Together as slow to import as JAX itself.
-LATE = ("maskprune.visualize", "maskprune.report", "onnx", "onnxruntime", "safetensors.numpy", "orbax.checkpoint")
 
 
 class Outcome(NamedTuple):
@@ -56,17 +49,6 @@ class Outcome(NamedTuple):
     interrupted: bool = False
     training_seconds: float = 0.0
     compile_seconds: float = 0.0
-
-
-def import_ahead() -> None:
-    """Imports what is needed at the end in a thread of its own: best while a training loop is compiled."""
-
-    def work() -> None:
-        for name in LATE:
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
-
-    threading.Thread(target=work, daemon=True).start()
 
 
 def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset) -> dict[str, Any]:
@@ -140,7 +122,7 @@ def write_outcome(folder: Path, found: Outcome, result: Mapping[str, Any], *, mo
     Returns:
         The path of the report.
     """
-    from maskprune import report
+    from maskprune import report  # late: jinja2
 
     small = record.small_fcn(found.state.network)
     save(folder / "network.npz", small, about={"task": result.get("task"), "score": result["final_score"]})
