@@ -84,6 +84,7 @@ def span(values: Iterable[float], form: str = ".2f") -> str:
 def about(result: Result) -> str:
     """The machine and what ran on it."""
     words = [f"{name} {result['versions'][name]}" for name in PACKAGES if name in result.get("versions", {})]
+    words = [result["processor"], *words] if result.get("processor") else words
     if result.get("driver"):
         words.insert(0, f"driver {result['driver']}")
     if result.get("convolution"):
@@ -171,12 +172,13 @@ def population(result: Result) -> str:
             ms(row["single_ms"]),
             times(row["ratio_to_single"]),
             f"{row['steps_per_s']:,.0f}",
+            f"{row.get('steps', '')}",
             number(row.get("program_mb")),
         ]
         for row in result["rows"]
     ]
     head = ["pictures", "members", "at once", "a member's step", "a single session's", "ratio"]
-    return markdown([*head, "network-steps a second", "program, MB"], lines)
+    return markdown([*head, "network-steps a second", "steps a timing", "program, MB"], lines)
 
 
 def population_plot(result: Result) -> Figure:
@@ -278,6 +280,21 @@ def memory(result: Result) -> str:
     return markdown([head[i] for i in keep], [[line[i] for i in keep] for line in lines])
 
 
+def roofline(result: Result) -> str:
+    rows, peak = result["rows"], result["peak"]
+    sizes = unique(rows, "size")
+    lines = []
+    for name in unique(rows, "name"):
+        found = {row["size"]: row for row in where(rows, name=name)}
+        cells = [f"{found[size]['gflops']:.0f} ({found[size]['share']:.0%})" if size in found else "" for size in sizes]
+        lines.append([name, *cells])
+    said = (
+        f"The peak is {peak['one_core_gflops']:.0f} GFLOP/s on one core and {peak['all_cores_gflops']:.0f} on "
+        f"{peak['cores']}."
+    )
+    return f"{said}\n\n" + markdown(["GFLOP/s (share of the peak)", *map(squared, sizes)], lines)
+
+
 def step_profile(result: Result) -> str:
     rows = result["rows"]
     kinds = list(dict.fromkeys((row["size"], row["members"]) for row in rows))
@@ -347,7 +364,8 @@ SECTIONS = (
         "Populations",
         "Many 1-5-5-1 networks side by side (Adam, 3 pictures a step, every member draws its own) against a single "
         "session: the time of one step of one member. `at once` is the library's own choice unless it says otherwise; "
-        "the program's memory is that of one such group.",
+        "the program's memory is that of one such group. To start a run takes the host some milliseconds for every "
+        "group, which weighs where a timing has few steps.",
         "python benchmarks/population.py --sizes 64 --members 1 4 16 64 256 1024 4096 --json FILE",
         population,
         population_plot,
@@ -384,6 +402,14 @@ SECTIONS = (
         "(compiling included), and what the compiled program of one group of members needs.",
         "python benchmarks/memory.py --sizes 128 256 --json FILE",
         memory,
+    ),
+    Section(
+        "roofline",
+        "The convolutions and the peak",
+        "Operations a second of the layers of the 1-5-5-1 network (3 pictures, in the way the library takes) on all "
+        "cores, and what share that is of a loop of nothing but multiply-adds.",
+        "python benchmarks/roofline.py --sizes 64 128 256 --json FILE",
+        roofline,
     ),
     Section(
         "step_profile",

@@ -39,7 +39,8 @@ from maskprune.session import (
 from maskprune.train import Step, TrainState
 
 
-CACHE = 2**20  # bytes of batches at once on a CPU: more members leave its caches (`benchmarks/population.py`)
+CACHE = 2**19  # bytes of batches at once on a CPU: more members leave its caches (`benchmarks/population.py`)
+FEW = 4  # where fewer than so many would be within them, one member after another is faster
 SHARE = 0.8  # of the free memory, that a group may take
 SLACK = 1.5  # a group compiled for up to so many times as many members is used again
 
@@ -130,8 +131,7 @@ def make_population(
     """
     if at_once is not None and at_once < 1:
         raise ValueError(f"`at_once` is {at_once}: train one member at once, or more.")
-    loop = chunk_loop(jax.vmap(one_step(step, draw), (0, 0, None, None, None)), chunk)
-    groups = _Groups(loop, draw, at_once, None if mesh is None else automatic(mesh))
+    groups = _Groups(_loop(one_step(step, draw), chunk), draw, at_once, None if mesh is None else automatic(mesh))
 
     def run(
         keys: jax.Array,
@@ -201,6 +201,19 @@ def train_many(population: Population, data: Any, *, watch: Callable[[int, int],
     return train
 
 
+def _loop(advance: Callable[..., Any], chunk: int) -> Callable[..., Any]:
+    """The loop of a session, with a leading axis of members. A group of one is faster trained as in a session."""
+    alone, together = chunk_loop(advance, chunk), chunk_loop(jax.vmap(advance, (0, 0, None, None, None)), chunk)
+
+    def run(members: Member, courses: Course, *others: Any) -> Any:
+        if len(members.alive) > 1:
+            return together(members, courses, *others)
+        found = alone(*jax.tree.map(lambda leaf: leaf[0], (members, courses)), *others)
+        return jax.tree.map(lambda leaf: leaf[None], found)
+
+    return run
+
+
 class _Groups:
     """How members become groups that are trained one after another, and how these lie on the devices."""
 
@@ -232,7 +245,8 @@ class _Groups:
         count, key_data = len(rates), np.asarray(jax.random.key_data(keys))
         if self._most is None and jax.default_backend() == "cpu":
             batch = jax.tree.leaves(jax.eval_shape(self._draw, jax.random.key(0), data))
-            self._most = self._devices * max(1, CACHE // max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in batch)))
+            within = CACHE // max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in batch))
+            self._most = self._devices * (within if within >= FEW else 1)
         while True:
             size = self.size(count)
             rows = np.arange(math.ceil(count / size) * size).reshape(-1, size)

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,21 @@ def test_earlier_runs_are_kept_and_the_same_ones_replaced(program, tmp_path):
     assert kept(path, [ran("quick", 0, 11.0)]) == [ran("replicas", 0, 16.0, searches=2)]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the peak is measured by a loop in C++")
+def test_roofline(run, program, monkeypatch):
+    monkeypatch.setattr(program("roofline"), "peak_gflops", partial(program("roofline").peak_gflops, rounds=10))
+    found = run("roofline", "--sizes", 8, "--repeats", 1)
+    assert found.keys() == {*FACTS, "peak"}
+    assert [row["name"] for row in found["rows"][::2]] == [
+        "1 to 5, forward",
+        "5 to 5, forward",
+        "5 to 1, forward",
+        "all layers",
+    ]
+    assert all(row["gflops"] > 0 and row["median_ms"] > 0 for row in found["rows"])
+    assert found["rows"][-1]["median_ms"] == pytest.approx(sum(row["median_ms"] for row in found["rows"][1:-1:2]))
+
+
 @pytest.mark.slow
 def test_a_whole_minimization(run):
     short = ["--size", 48, "--crop", 32, "--first-steps", 200, "--steps", 20, "--final-steps", 0, "--max-rounds", 1]
@@ -230,7 +247,7 @@ MADE_UP = {
     "population_toy": [
         {
             "size": 64, "members": members, "at_once": 2, "median_ms": 1.5, "single_ms": 2.0, "spread": 1.2,
-            "ratio_to_single": 0.75, "steps_per_s": 666.7, "program_mb": 12.3,
+            "ratio_to_single": 0.75, "steps_per_s": 666.7, "steps": 9, "program_mb": 12.3,
         }
         for members in (1, 64)
     ],
@@ -258,6 +275,9 @@ MADE_UP = {
             "output_mb": 0.5, "temp_mb": 18.0, "program_mb": 19.5, "device_peak_mb": None,
         }
     ],
+    "roofline_toy": [
+        {"size": 64, "name": "5 to 5, forward", "median_ms": 1.0, "spread": 1.1, "gflops": 61.44, "share": 0.512},
+    ],
     "step_profile_toy": [
         {"size": 64, "members": 0, "name": "convolution, forward, layer 1", "us_a_step": 12.345, "share": 0.25},
         {"size": 64, "members": 8, "name": "short kernels of XLA", "us_a_step": 3.0, "share": 0.5},
@@ -269,6 +289,7 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
     for name, rows in MADE_UP.items():
         more = {"device": "abacus", "convolution": "native (beads)", "versions": {"jax": "0.0.1"}}
         more |= {"replicas_speedup": 1.25} if name == "minimization_toy" else {}
+        more |= {"peak": {"one_core_gflops": 60.0, "all_cores_gflops": 120.0, "cores": 2}} if "roof" in name else {}
         more |= {"driver": "9.9", "note": "Counted by hand."} if name == "step_profile_toy" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps({**more, "rows": rows}))
     (tmp_path / "something_else.json").write_text("{}")
@@ -278,7 +299,7 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         "| maskprune, native convolution, adam | 1 (2 ms) | 1.5 s |",
         "| PyTorch 9, eager | 3.50 × | 1.5 s |",
         "at 64²: **3.50 ×** (PyTorch 9, eager).",
-        "| 64² | 64 | 2 | 1.5 ms | 2 ms | 0.75 × | 667 | 12.3 |",
+        "| 64² | 64 | 2 | 1.5 ms | 2 ms | 0.75 × | 667 | 9 | 12.3 |",
         "| 1-5-5-1, full | 875 | 1 (0.5 ms) |",
         "| 1-5-5-1, compacted | 275 | 0.40 × |",
         "| replicas `--replicas 2` | 0 | 99.5 | 88.0 | 3.0 | 15% | 12,345 | (1,3) (2,2) | 0.900–0.910 |",
@@ -286,6 +307,8 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         "| taylor | 8 ms = 2 |  |",
         "driver 9.9; jax 0.0.1.\n\nCounted by hand.\n\n| microseconds of a step | 64², one network | 64², 8 members |",
         "| convolution, forward, layer 1 | 12.3 (25%) |  |",
+        "The peak is 60 GFLOP/s on one core and 120 on 2.",
+        "| 5 to 5, forward | 61 (51%) |",
         "| 128² | 16 members, 5 at once | 270 | 455 | 1.0 | 0.5 | 18.0 | 19.5 |",
     ):
         assert expected in text
