@@ -32,8 +32,6 @@ CHANNELS = 5  # output channels at a time, at most
 BLOCKS = 256  # so many keep a large device busy
 PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
 
-COMMAND_BUFFER_COMPATIBLE = 1  # `jaxlib.xla_client.CustomCallTargetTraits`
-
 Constants = dict[str, int]
 
 
@@ -164,9 +162,8 @@ def _gradient_shared(layer: _Layer, moving: int, staying: int) -> int:
 
 
 def register(library: ctypes.CDLL) -> None:
-    """Makes the call known to JAX. It may be part of a CUDA graph: it always starts the same kernel."""
-    target = jax.ffi.pycapsule(getattr(library, TARGET))
-    jax.ffi.register_ffi_target(TARGET, target, platform="CUDA", traits=COMMAND_BUFFER_COMPATIBLE)
+    """Makes the call known to JAX. The library says that it may be part of a CUDA graph."""
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(getattr(library, TARGET)), platform="CUDA")
 
 
 # The two calls, as `native.py` describes them.
