@@ -10,7 +10,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +163,13 @@ def peak_mb() -> float:
 
 
 # Results
+
+
+def said(rows: Iterable[Row], say: Callable[[Row], None]) -> Iterator[Row]:
+    """The rows, each printed as soon as it is there."""
+    for row in rows:
+        say(row)
+        yield row
 
 
 def driver() -> Row:

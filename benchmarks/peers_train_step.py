@@ -19,6 +19,11 @@ WIDTHS = (1, 5, 5, 1)
 Run = Callable[[int], None]
 
 
+def is_peer(name: str) -> bool:
+    """Whether a row of the benchmark is of another library, in float32."""
+    return not name.startswith("maskprune") and "TF32" not in name
+
+
 def torch_variants(size: int, batch: int) -> dict[str, Run]:
     """Eager, with channels last, and compiled; on CUDA also whole steps as CUDA graphs. The data are on the device."""
     import torch

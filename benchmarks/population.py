@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import CHUNK, Problem, Row, fitting, problem, program_memory, summary, write
+from common import CHUNK, Problem, Row, fitting, problem, program_memory, said, summary, write
 
 import maskprune
 
@@ -107,11 +107,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timings of each")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
-    rows = []
+    rows: list[Row] = []
     for size in options.sizes:
-        for row in rows_of(size, options):
-            say(row)
-            rows.append(row)
+        rows += said(rows_of(size, options), say)
         write(options.json, rows)
 
 

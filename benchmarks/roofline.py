@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from common import Row, measure, variant, write
+from common import Row, measure, said, variant, write
 
 import maskprune
 
@@ -122,12 +122,8 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     peak = {"one_core_gflops": peak_gflops(1), "all_cores_gflops": peak_gflops(cores), "cores": cores}
     print(f"peak: {peak['one_core_gflops']:.0f} GFLOP/s on one core, {peak['all_cores_gflops']:.0f} on {cores}")
-    rows: list[Row] = []
-    for size in options.sizes:
-        found = rows_of(size, options.repeats, peak["all_cores_gflops"])
-        for row in found:
-            say(row)
-        rows += found
+    every = (row for size in options.sizes for row in rows_of(size, options.repeats, peak["all_cores_gflops"]))
+    rows = list(said(every, say))
     write(options.json, rows, peak=peak)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import tempfile
 from collections import defaultdict
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import Row, problem, write
+from common import Row, problem, said, write
 
 import maskprune
 from maskprune import session
@@ -94,13 +95,8 @@ def main() -> None:
     if jax.default_backend() != "gpu":
         parser.error("this looks at the kernels of a GPU, and JAX sees none")
     session.GRAPHS = {"xla_gpu_enable_command_buffer": ""}
-    rows: list[Row] = []
-    for size in options.sizes:
-        for members in options.members:
-            found = rows_of(size, members, options.steps)
-            for row in found:
-                say(row)
-            rows += found
+    kinds = itertools.product(options.sizes, options.members)
+    rows = list(said((row for size, members in kinds for row in rows_of(size, members, options.steps)), say))
     write(options.json, rows)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from peers_train_step import is_peer
 
 
 HERE = Path(__file__).parent
@@ -100,7 +101,7 @@ def about(result: Result) -> str:
 
 def best_peer(rows: Rows) -> dict[str, Any] | None:
     """The fastest that is not this library, in float32."""
-    others = [row for row in rows if not row["name"].startswith("maskprune") and "TF32" not in row["name"]]
+    others = [row for row in rows if is_peer(row["name"])]
     return min(others, key=lambda row: row["median_ms"], default=None)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import optax
 from common import Row, Variant, measure, problem, variant, write
+from peers_train_step import is_peer
 
 import maskprune
 from maskprune.conv import default_way
@@ -67,11 +68,6 @@ def peers(library: str, python: str, size: int, batch: int) -> Iterator[list[Var
 
         yield [Variant(name, partial(run, name=name), seconds) for name, seconds in json.loads(first).items()]
         questions.close()
-
-
-def is_peer(name: str) -> bool:
-    """Of another library, in float32."""
-    return not name.startswith("maskprune") and "TF32" not in name
 
 
 def say(size: int, row: Row) -> None:

@@ -271,16 +271,20 @@ class Compiled:
     """A function compiled before its first call, once for every kind of arguments, with the time that took.
 
     Attributes:
-        count: How often it was compiled.
-        seconds: How long that took, tracing included.
+        seconds: How long compiling took so far, tracing included.
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         self._jitted, self._made = jax.jit(function, **options), {}
-        self.count, self.seconds = 0, 0.0
+        self.seconds = 0.0
 
     def __call__(self, *arguments: Any) -> Any:
         return self.get(*arguments)(*arguments)
+
+    @property
+    def count(self) -> int:
+        """How often it was compiled."""
+        return len(self._made)
 
     def programs(self) -> list[jax.stages.Compiled]:
         return list(self._made.values())
@@ -292,7 +296,7 @@ class Compiled:
         if kind not in self._made:
             began = time.perf_counter()
             self._made[kind] = _compile(self._jitted.lower(*arguments))
-            self.count, self.seconds = self.count + 1, self.seconds + time.perf_counter() - began
+            self.seconds += time.perf_counter() - began
         return self._made[kind]
 
 

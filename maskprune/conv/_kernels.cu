@@ -153,7 +153,15 @@ __device__ void convolve(const float* x, const float* gate, const float* kernel,
     }
 }
 
-#if !FORWARD
+#if FORWARD
+
+// x [P, N, I, H, W], kernel [P, TALL, WIDE, I, O], bias [P, O], y [P, N, O, H, W].
+extern "C" __global__ void __launch_bounds__(kThreads, kResident)
+    forward(const float* x, const float* kernel, const float* bias, float* y) {
+  convolve<I, O, false, false, RELU>(x, nullptr, kernel, bias, y, blockIdx.x);
+}
+
+#else
 
 // The gradient of the kernel, dk[a, c, i, o] = sum over pixels of x[y + a, x + c, i] * g[y, x, o], and that of the
 // bias, over SPAN tiles of one member: part[member, span] holds TALL x WIDE x I x O sums and, behind them, O. One of the
@@ -240,18 +248,6 @@ __device__ void gradient(const float* x, const float* g, const float* gate, floa
     part[kSize + (TURN ? slice : first) + threadIdx.x] = sum;
   }
 }
-
-#endif
-
-#if FORWARD
-
-// x [P, N, I, H, W], kernel [P, TALL, WIDE, I, O], bias [P, O], y [P, N, O, H, W].
-extern "C" __global__ void __launch_bounds__(kThreads, kResident)
-    forward(const float* x, const float* kernel, const float* bias, float* y) {
-  convolve<I, O, false, false, RELU>(x, nullptr, kernel, bias, y, blockIdx.x);
-}
-
-#else
 
 // The gradients of kernel and bias in parts and, if BACK is not 0, that of x, from that of y, g. Each member has BACK
 // blocks for the one and FOUND for the other: side by side they read the same.

@@ -115,8 +115,8 @@ def _own(way: Way, relu: bool, precision: jax.lax.PrecisionLike) -> Callable[...
 def _checked(way: Way, dtype: jnp.dtype, sides: tuple[int, int]) -> Way:
     if way not in ("native", "blocked", "xla"):
         raise ValueError(f'`way` is {way!r}: use "native", "blocked" or "xla".')
-    if way == "native" and not native.takes(dtype, sides):
-        raise ValueError(f'`way` is "native", but {native.refusal(dtype, sides)}: use "blocked".')
+    if way == "native" and (reason := native.refusal(dtype, sides)):
+        raise ValueError(f'`way` is "native", but {reason}: use "blocked".')
     return way
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib import util
 from math import ceil
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from maskprune.conv.planar import PLANAR, Layout, call
 
 
 TARGET = "maskprune_launch"
@@ -30,7 +32,6 @@ DOWN = THREADS // ACROSS
 HIGH = 8  # rows of a tile for the kernel's gradient, at most
 CHANNELS = 5  # output channels at a time, at most
 BLOCKS = 256  # so many keep a large device busy
-PLANAR = (0, 1, 4, 2, 3)  # how [P, N, H, W, C] lies in memory
 
 Constants = dict[str, int]
 
@@ -96,7 +97,7 @@ class _Layer(NamedTuple):
 
 
 @cache
-def found() -> bool:
+def usable() -> bool:
     """Whether the default device is a CUDA device, and the compiler is there."""
     if jax.default_backend() != "gpu":
         return False
@@ -188,14 +189,11 @@ def run_backward(
     return [*found, dx] if wanted else found
 
 
-def _start(launch: Launch, made: list[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any]) -> Any:
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape, _ in made]
-    arrays, layouts = zip(*given, strict=True)
-    call = jax.ffi.ffi_call(TARGET, results, input_layouts=layouts, output_layouts=[layout for _, layout in made])
+def _start(launch: Launch, made: Sequence[tuple[tuple[int, ...], Layout]], *given: tuple[jax.Array, Layout]) -> Any:
     code = compiled(tuple(launch.constants.items()), architecture())
     key = np.int64(int.from_bytes(hashlib.sha256(code).digest()[:8], "little", signed=True))
     sizes = {"blocks": np.int64(launch.blocks), "threads": np.int64(THREADS), "shared": np.int64(4 * launch.shared)}
-    return call(*arrays, code=code, key=key, name=launch.name, **sizes)
+    return call(TARGET, made, *given, code=code, key=key, name=launch.name, **sizes)
 
 
 # The compiler.

@@ -32,7 +32,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from maskprune.conv import cuda
-from maskprune.conv.cuda import PLANAR
+from maskprune.conv.planar import PLANAR, call
 
 
 TARGETS = ("maskprune_convolve", "maskprune_backward")
@@ -52,7 +52,7 @@ def refusal(dtype: jax.typing.DTypeLike, sides: tuple[int, int]) -> str:
         return f"it computes in float32, and the arrays are {jnp.dtype(dtype)}"
     if jax.default_backend() == "cpu":
         return ""
-    if not cuda.found():
+    if not cuda.usable():
         return "the default device is neither a CPU nor a CUDA device with NVRTC beside it"
     return "" if cuda.fits(sides) else f"a kernel of {sides[0]} x {sides[1]} is too large for it on a CUDA device"
 
@@ -102,24 +102,16 @@ class Calls(NamedTuple):
     backward: Callable[..., list[jax.Array]]
 
 
-def _call(name: str, made: Sequence[tuple[tuple[int, ...], Any]], *given: tuple[jax.Array, Any], relu: bool) -> Any:
-    """Arrays and shapes come with how they lie in memory."""
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape, _ in made]
-    arrays, layouts = zip(*given, strict=True)
-    call = jax.ffi.ffi_call(name, results, input_layouts=layouts, output_layouts=[layout for _, layout in made])
-    return call(*arrays, relu=relu)
-
-
 def _cpu_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, relu: bool) -> jax.Array:
     made = [((*x.shape[:4], kernel.shape[4]), PLANAR)]
-    return _call(TARGETS[0], made, (x, PLANAR), (kernel, None), (bias, None), relu=relu)[0]
+    return call(TARGETS[0], made, (x, PLANAR), (kernel, None), (bias, None), relu=relu)[0]
 
 
 def _cpu_backward(
     x: jax.Array, kernel: jax.Array, y: jax.Array, g: jax.Array, *, relu: bool, wanted: bool
 ) -> list[jax.Array]:
     made = [(kernel.shape, None), (g.shape[::4], None), (x.shape, PLANAR) if wanted else ((0,), None)]
-    found = _call(TARGETS[1], made, (x, PLANAR), (kernel, None), (y, PLANAR), (g, PLANAR), relu=relu)
+    found = call(TARGETS[1], made, (x, PLANAR), (kernel, None), (y, PLANAR), (g, PLANAR), relu=relu)
     return found if wanted else found[:2]
 
 
