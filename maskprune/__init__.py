@@ -44,6 +44,7 @@ from maskprune.handover import compact_network as compact_network
 from maskprune.handover import compact_state as compact_state
 from maskprune.hold import cosine as cosine
 from maskprune.hold import scale_by_progress as scale_by_progress
+from maskprune.ledger import Ledger as Ledger
 from maskprune.minimize import minimize as minimize
 from maskprune.network import Network as Network
 from maskprune.network import choose as choose

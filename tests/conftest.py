@@ -1,10 +1,15 @@
 """One strict setting for every test: a fixed key, and shapes that never match by accident."""
 
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 
+# Experiments share a module, which Python finds beside the one that is started.
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

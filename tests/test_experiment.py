@@ -23,12 +23,11 @@ import maskprune
 PROGRAM = Path(__file__).parents[1] / "experiments" / "minimize.py"
 
 
-class SimpleTask:
-    """What the factory of the Taylor selector asks of a task."""
-
-    @staticmethod
-    def loss(params, batch):
-        return sum(jax.numpy.sum(leaf**2) for leaf in jax.tree.leaves(params)) + 0.0 * jax.numpy.sum(batch[0])
+def changed(config, **change):
+    """The configuration with other values, those of its pictures among them."""
+    names = {field.name for field in dataclasses.fields(config.pictures)}
+    pictures = {name: change.pop(name) for name in names & change.keys()}
+    return dataclasses.replace(config, pictures=dataclasses.replace(config.pictures, **pictures), **change)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,8 @@ def edges(tmp_path_factory) -> Path:
 def quick(program, pictures, edges):
     """A configuration that takes seconds."""
     recipe = program.Recipe(crop=32, first_steps=60, steps=20, final_steps=20, batch=4, learning_rate=5e-3)
-    return program.Config(data=pictures, size=48, start_from=edges, recipe=recipe, max_rounds=2, quiet=True)
+    source = program.Pictures(data=pictures, size=48)
+    return program.Config(pictures=source, start_from=edges, recipe=recipe, max_rounds=2, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_saved_network_is_small_and_scores_as_reported(finished, pictures):
     widths = [layer["kernel"].shape[3] for layer in params.values()]
     assert widths == [*result["masks_after"].values(), 1]
     assert maskprune.count_params(params) == result["parameters_after"]
-    dataset = maskprune.data.make_dataset(maskprune.data.sobel(), pictures, size=config.size)
+    dataset = maskprune.data.make_dataset(maskprune.data.sobel(), pictures, size=config.pictures.size)
     inputs, targets = (maskprune.data.batches.to_unit(side) for side in dataset.evaluation[:2])
     assert maskprune.metrics.soft_f1(apply(params, inputs), targets, border=6) == pytest.approx(
         result["final_score"], abs=1e-5
@@ -158,20 +158,21 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("local-mean", "o
 def test_every_task_runs(program, finished, tmp_path, task):
     out, _, config = finished
     recipe = dataclasses.replace(config.recipe, selector="taylor", first_steps=None, steps=2, final_steps=0)
-    config = dataclasses.replace(config, task=task, recipe=recipe, reverse=True, standardize=True, control=True)
+    config = changed(config, task=task, recipe=recipe, reverse=True, standardize=True, control=True)
     config = dataclasses.replace(config, objective="macs", minimize_layers=True)
     result = program.main(dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, max_rounds=1))
     assert result["task"] == task and 0 <= result["final_score"] <= 1
 
 
-def test_every_selector_has_a_name(program):
-    model, task = maskprune.models.fcn((3, 2)), SimpleTask()
+def test_every_selector_has_a_name(program, finished):
+    import protocol
+
+    model, dataset = maskprune.models.fcn((3, 2)), program.load_data(finished[2].pictures)
+    recipe = program.fill_in(finished[2].recipe, "quick", finished[2].pictures)
+    setup = program.set_up(dataset, model, recipe)
     network = maskprune.init_network(model.init(jax.random.key(0)), model.groups)
-    batch = (jax.numpy.ones((1, 16, 16, 1)),) * 2
-    config = program.Config()
-    for name in typing.get_args(program.SelectorName):
-        selector = program.make_selector(config, program.Recipe(selector=name), model, task, network)
-        scores = selector(jax.random.key(1), network, batch)
+    for name in typing.get_args(protocol.SelectorName):
+        scores = program.make_selector(name, setup)(jax.random.key(1), network, setup.sample(name))
         assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
 
 
@@ -187,8 +188,8 @@ def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
     params["conv3"]["kernel"] *= -0.5  # half of the way to the filter, which is 1 - x
     params["conv3"]["bias"] += 0.75
     start = maskprune.models.save(tmp_path / "start.npz", params)
-    config = dataclasses.replace(quick, task="pairs", data=None, start_from=start, out=tmp_path / "out")
-    config = dataclasses.replace(config, inputs=tmp_path / "before", targets=tmp_path / "after")
+    config = changed(quick, task="pairs", data=None, start_from=start, out=tmp_path / "out")
+    config = changed(config, inputs=tmp_path / "before", targets=tmp_path / "after")
     assert program.main(config)["metrics"]["final"]["r2"] > 0.9
 
 
@@ -231,7 +232,7 @@ def test_replicas_are_whole_searches_and_candidates_share_a_round(program, quick
 )
 def test_bad_options_are_refused_before_any_work(program, quick, tmp_path, change, words):
     with pytest.raises(SystemExit, match=words):
-        program.main(dataclasses.replace(quick, out=tmp_path / "out", **change))
+        program.main(changed(quick, out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -264,11 +265,13 @@ def test_bad_recipes_are_refused_before_any_work(program, quick, tmp_path, chang
 )
 def test_files_that_are_not_there_or_not_right_are_named_without_a_traceback(program, quick, tmp_path, change, words):
     with pytest.raises(SystemExit, match=words):
-        program.main(dataclasses.replace(quick, **({"out": tmp_path / "out"} | change)))
+        program.main(changed(quick, **({"out": tmp_path / "out"} | change)))
 
 
 def test_the_presets_are_complete_and_the_thesis_is_literal(program):
-    for preset in program.PRESETS.values():
+    import protocol
+
+    for preset in protocol.PRESETS.values():
         assert None not in dataclasses.asdict(preset).values()
     _, thesis = program.resolve(program.Config(preset="thesis"))
     assert (thesis.first_steps, thesis.steps, thesis.batch, thesis.crop, thesis.border) == (10_000, 2_000, 3, 256, 0)
@@ -276,7 +279,7 @@ def test_the_presets_are_complete_and_the_thesis_is_literal(program):
 
 
 def test_help_answers_without_loading_jax():
-    code = "import sys, runpy; sys.argv = ['minimize.py', '--help']\n"
+    code = f"import sys, runpy; sys.path.insert(0, {str(PROGRAM.parent)!r}); sys.argv = ['minimize.py', '--help']\n"
     code += f"try: runpy.run_path({str(PROGRAM)!r}, run_name='__main__')\n"
     code += "except SystemExit: pass\nassert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -296,6 +299,7 @@ LISTENING = """
 import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

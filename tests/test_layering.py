@@ -35,6 +35,7 @@ FLOORS = {
         "_charts",
         "_wording",
         "record",
+        "ledger",
         "display",
         "testing",
         "__main__",
