@@ -7,6 +7,7 @@ from maskprune import data as data
 from maskprune import losses as losses
 from maskprune import metrics as metrics
 from maskprune import models as models
+from maskprune import moves as moves
 from maskprune import record as record
 from maskprune import rules as rules
 from maskprune import select as select

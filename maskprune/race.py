@@ -80,9 +80,19 @@ def race(
     return every
 
 
-def best(candidates: Sequence[Candidate]) -> Candidate:
-    """The one that got farthest; among several the one of most worth, and of these the first."""
-    return max(candidates, key=lambda each: (each.share, each.worth))
+def best(candidates: Sequence[Candidate], required: float = -math.inf, saved: Sequence[int] = ()) -> Candidate:
+    """The one to judge.
+
+    Of those that got farthest: the one that saves most of those that reach what is required, or if none does, of all
+    of them; where several save as much, the one of most worth, and of these the first.
+    """
+    saves = dict(zip(map(id, candidates), saved or [0] * len(candidates), strict=True))
+
+    def merit(each: Candidate) -> tuple[float, ...]:
+        reaches = each.worth >= required
+        return (each.share, reaches, saves[id(each)] if reaches else 0, each.worth)
+
+    return max(candidates, key=merit)
 
 
 def _after(first: SessionReport, second: SessionReport) -> SessionReport:

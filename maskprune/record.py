@@ -21,12 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskprune.alter import bypass, disable
 from maskprune.compact import compact_params, count_params
 from maskprune.cost import time_calls
 from maskprune.files import replace_file
 from maskprune.models.fcn import drop_identities, multiply_adds
-from maskprune.network import Network, choose
+from maskprune.network import Network
 from maskprune.rounds import Round
 from maskprune.session import SessionReport
 from maskprune.train import TrainState
@@ -44,19 +43,16 @@ def history_row(found: Round, *, size: Size, spent: int) -> Row:
         size: Counts parameters and multiply-adds of the compacted network: `fcn_size`, or your own.
         spent: Gradient steps before this round.
     """
-    network = found.state.network
-    judged = disable(network, choose(network, found.chosen))
-    if found.bypassed and not found.accepted:
-        judged = bypass(network, found.bypassed)
+    back = "".join(f", +{each}" for each in _words(found.regrown).split(", ") if each)
     return {
         "number": found.number,
         "verdict": ("accepted" if found.accepted else "refused") if found.number else "reference",
         "reason": found.reason,
-        "chosen": f"all of {found.bypassed}" if found.bypassed else _words(found.chosen),
+        "chosen": f"all of {found.bypassed}" if found.bypassed else _words(found.chosen) + back,
         "score": found.score,
         "required": found.required,
         "reference": found.reference,
-        **sizes(judged, size),
+        **sizes(found.judged, size),
         **_measured(found.metrics, steps=found.steps, spent=spent, seconds=found.seconds),
     }
 

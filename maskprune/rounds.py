@@ -8,6 +8,7 @@ import math
 from typing import Literal, NamedTuple
 
 from maskprune.groups import Group, Groups
+from maskprune.network import Network
 from maskprune.train import TrainState
 
 
@@ -23,11 +24,12 @@ class Rules:
             "fewer masks are as good". Doubles the cost.
         retry: Refused masks are tried again after the next acceptance (`"accepted"`) or `"never"`.
         min_enabled: Masks that stay in every group.
-        count: Masks disabled at once. When every choice is refused, it is halved, down to 1.
+        count: Masks disabled at once. When every choice is refused, it is halved, down to 1 (`moves.one_by_one`).
         only: Patterns (as in `fnmatch`) of the groups, or of the leaves of their masks, that may lose masks.
         protect: Patterns of those that may not.
         share: At most this share of a group's masks may be disabled, in [0, 1].
-        layers: When no mask may go any more, whole layers are tried: see `bypass`.
+        layers: Whole layers are tried, too, once no mask may go any more, or beside the masks of several candidates:
+            see `bypass`.
         candidates: Choices tried side by side in a round, the first ones in the selector's order; the best one is
             judged. When it is refused, all of them are.
         racing: The worse half of the candidates drops out at every doubling of their session (`race`).
@@ -115,12 +117,14 @@ class Rival(NamedTuple):
         bypassed: The layer it tried to do without, or "".
         score: Its last score; NaN if its training failed.
         steps: Gradient steps it was given.
+        regrown: Masks it brought back.
     """
 
     chosen: dict[str, list[int]]
     bypassed: str
     score: float
     steps: int
+    regrown: dict[str, list[int]] = {}  # noqa: RUF012  (a NamedTuple's default is never written to)
 
 
 class Round(NamedTuple):
@@ -136,12 +140,14 @@ class Round(NamedTuple):
         required: The score it had to reach.
         metrics: Everything `evaluate` said of the candidate.
         state: The state held after the verdict; after a refusal the very same object as before the round.
+        judged: The network that was judged, kept or not.
         steps: Gradient steps this round spent, those of the control and of rivals included.
         seconds: Wall time of the round.
-        left: Masks that may still be tried before the search gives up; an acceptance may bring refused ones back.
+        left: Masks, or moves, that may still be tried before the search gives up; an acceptance may bring more.
         stop: Why the search ends after this round, or "" if it goes on.
         bypassed: The layer this round tried to do without, or "".
         rivals: Candidates that were tried beside it and did worse.
+        regrown: Masks that this round brought back, `{group: [numbers]}`.
     """
 
     number: int
@@ -153,9 +159,11 @@ class Round(NamedTuple):
     required: float
     metrics: dict[str, float]
     state: TrainState
+    judged: Network
     steps: int
     seconds: float
     left: int
     stop: str
     bypassed: str = ""
     rivals: tuple[Rival, ...] = ()
+    regrown: dict[str, list[int]] = {}  # noqa: RUF012  (a NamedTuple's default is never written to)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import optax
 
-from maskprune import record
+from maskprune import moves, record
 from maskprune.minimize import minimize
-from maskprune.network import Network
+from maskprune.moves.base import Plan, Remove
+from maskprune.network import Network, Params
 from maskprune.outcome import Outcome
 from maskprune.race import Evaluate
 from maskprune.rounds import Limits, Round, Rules
@@ -59,6 +60,9 @@ def search(
     rules: Rules | None = None,
     limits: Limits | None = None,
     size: record.Size = record.fcn_size,
+    plan: Plan = moves.one_by_one,
+    remove: Remove | None = None,
+    init: Callable[[jax.Array], Params] | None = None,
     latest: Callable[[], TrainState | None] = lambda: None,
 ) -> Outcome | None:
     """Trains a network, minimizes it, and trains what was found once more.
@@ -77,6 +81,9 @@ def search(
         rules: How candidates are chosen and judged.
         limits: When to stop early.
         size: Counts parameters and multiply-adds of a compacted network.
+        plan: What is tried next, see `minimize`.
+        remove: How masks are switched off, see `minimize`.
+        init: Draws masks that a plan brings back, see `minimize`.
         latest: The state that training has reached in mid-session, for the case of an interruption.
 
     Returns:
@@ -109,6 +116,9 @@ def search(
             batch=batch,
             rules=rules,
             limits=limits,
+            plan=plan,
+            remove=remove,
+            init=init,
         )
         for each in rounds:
             row = record.history_row(each, size=size, spent=books.steps - each.steps)

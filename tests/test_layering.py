@@ -22,6 +22,7 @@ FLOORS = {
     4: {"train", "session", "start", "handover", "task", "select", "population"},
     5: {
         "minimize",
+        "moves",
         "race",
         "together",
         "search",
@@ -57,6 +58,7 @@ KNOWS_NO_LIBRARY = {
     "compact",
     "train",
     "select",
+    "moves",
     "minimize",
 }
 LIBRARY_ROOMS = {
