@@ -19,6 +19,7 @@ import optax
 
 from maskprune import moves
 from maskprune.alter import disable
+from maskprune.early import Early
 from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move
 from maskprune.network import Network, Params, count_enabled
 from maskprune.race import Candidate, Evaluate, TrainShare, best, race
@@ -73,14 +74,16 @@ def minimize(
         A `Round` for the network as given, then one after another. The last one says why the search ended.
     """
     rules = rules or Rules()
-    if train_many is None and rules.racing:
-        raise ValueError("`rules.racing` needs `train_many`, which can stop a session half way and go on.")
+    for option in ("racing", "early") if train_many is None else ():
+        if getattr(rules, option) not in (False, None):
+            raise ValueError(f"`rules.{option}` needs `train_many`, which can stop a session half way and go on.")
     if train_many is None:
         train_many = lambda keys, states, share: [train(*each) for each in zip(keys, states, strict=True)]
     take = (lambda network, chosen: remove(network, chosen, batch)) if remove else disable
     keyed = lambda purpose, number: jax.random.fold_in(jax.random.fold_in(key, purpose), number)
     scores = lambda number, network: rank(selector(keyed(0, number), network, batch), network)
     search = _Search(state, rules, limits or Limits(), plan=plan, scores=scores)
+    early = None if rules.early is None else Early(rules.early)
     yield search.begin(dict(evaluate(state)))
     while not search.stop:
         began, number, proposal = time.perf_counter(), search.number + 1, search.proposal
@@ -91,7 +94,15 @@ def minimize(
             for move, base in zip(proposal.moves, bases, strict=True)
         ]
         racing = rules.racing if proposal.racing is None else proposal.racing
-        found = race(keyed(1, number), fresh, train=train_many, evaluate=evaluate, racing=racing)
+        found = race(
+            keyed(1, number),
+            fresh,
+            train=train_many,
+            evaluate=evaluate,
+            racing=racing,
+            early=early,
+            required=rules.threshold * search.reference_score,
+        )
         control, steps = search.reference_state, sum(len(each.report.losses) for each in found)
         if rules.control:
             again = init_state(control.network, optimizer, control.model_state)

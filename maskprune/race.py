@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from maskprune.early import Early
 from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
@@ -34,12 +35,14 @@ class Candidate:
         report: Of its session so far.
         metrics: What `evaluate` said of it.
         share: The part of the race it was in, up to 1.
+        scores: Its worth at every look, by the share of the race.
     """
 
     state: TrainState
     report: SessionReport
     metrics: dict[str, float]
     share: float = 0.0
+    scores: dict[float, float] = dataclasses.field(default_factory=dict)
 
     @property
     def worth(self) -> float:
@@ -49,7 +52,14 @@ class Candidate:
 
 
 def race(
-    key: jax.Array, states: Sequence[TrainState], *, train: TrainShare, evaluate: Evaluate, racing: bool
+    key: jax.Array,
+    states: Sequence[TrainState],
+    *,
+    train: TrainShare,
+    evaluate: Evaluate,
+    racing: bool,
+    early: Early | None = None,
+    required: float = math.inf,
 ) -> list[Candidate]:
     """Trains and measures candidates.
 
@@ -60,23 +70,40 @@ def race(
             from wherever the states stand.
         evaluate: `evaluate(state) -> {"score": ...}`.
         racing: Whether the worse half drops out at every doubling.
+        early: Ends the race when a candidate reaches `required`, and drops those that hardly will. It learns from the
+            sessions that run to their end.
+        required: The score that is enough.
 
     Returns:
         The candidates in the order of `states`; those that dropped out as they were then.
     """
     nothing = SessionReport(np.zeros(0, np.float32), True, "", 0.0)
     every = [Candidate(state, nothing, {}) for state in states]
-    doublings = math.ceil(math.log2(len(every))) if racing else 0
+    halvings = [0.5**turn for turn in range(math.ceil(math.log2(len(every))), 0, -1)] if racing else []
     running = every
-    for turn in range(doublings, -1, -1):
+    for share in sorted({*halvings, *(early.looks if early else ()), 1.0}):
         going = [each for each in running if not each.report.stopped]
-        found = train([key] * len(going), [each.state for each in going], share=0.5**turn) if going else []
+        found = train([key] * len(going), [each.state for each in going], share=share) if going else []
         for each, (state, report) in zip(going, found, strict=True):
             each.state, each.report, each.metrics = state, _after(each.report, report), dict(evaluate(state))
+            each.scores[share] = each.worth
         for each in running:
-            each.share = 0.5**turn
-        finite = [each for each in running if each.report.finite]
-        running = sorted(finite, key=lambda each: -each.worth)[: math.ceil(len(running) / 2)]
+            each.share = share
+        running = [each for each in running if each.report.finite]
+        if early and (passed := [each for each in running if each.worth >= required]):
+            for each in passed:
+                each.share = 1.0
+            break
+        if early:
+            running = [each for each in running if not early.hopeless(share, each.worth, required)]
+        if share in halvings:
+            running = sorted(running, key=lambda each: -each.worth)[: math.ceil(len(running) / 2)]
+        if not running:
+            break
+    if early:
+        for each in every:
+            if 1.0 in each.scores:
+                early.remember(each.scores, each.worth)
     return every
 
 

@@ -33,6 +33,8 @@ class Rules:
         candidates: Choices tried side by side in a round, the first ones in the selector's order; the best one is
             judged. When it is refused, all of them are.
         racing: The worse half of the candidates drops out at every doubling of their session (`race`).
+        early: Sessions whose verdict is clear end early (`Early`): one that passes at a look, and one that would still
+            pass with at most this probability, in [0, 1). None: they run to their end.
     """
 
     threshold: float = 0.95
@@ -47,6 +49,7 @@ class Rules:
     layers: bool = False
     candidates: int = 1
     racing: bool = False
+    early: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -59,6 +62,8 @@ class Rules:
             raise ValueError(f"`min_enabled` is {self.min_enabled} and `count` {self.count}: at least 0 and 1.")
         if self.candidates < 1:
             raise ValueError(f"`candidates` is {self.candidates}: try one choice a round, or more.")
+        if self.early is not None and not 0 <= self.early < 1:
+            raise ValueError(f"`early` is {self.early}: it is a probability in [0, 1), or None.")
         if not 0 <= self.share <= 1:
             raise ValueError(f"`share` is {self.share}: it is a share of a group's masks, in [0, 1].")
 

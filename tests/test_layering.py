@@ -23,6 +23,7 @@ FLOORS = {
     5: {
         "minimize",
         "moves",
+        "early",
         "race",
         "together",
         "search",
