@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax.scipy.stats import rankdata
 
 from maskprune.network import Network, effective_params
 from maskprune.select.activation import Activations, columns
-from maskprune.select.base import Scores, Selector
+from maskprune.select.base import Scores, Selector, by_group
 
 
 def information(activations: Activations, targets: Callable[[Any], jax.Array], *, bins: int = 16) -> Selector:
@@ -44,9 +45,10 @@ def information(activations: Activations, targets: Callable[[Any], jax.Array], *
         outputs = columns(activations(effective_params(network), batch), network.groups)
         wanted = jnp.ravel(targets(batch))
         _check_positions(outputs, wanted.size)
-        label = binned(wanted, bins)
-        bits = jax.vmap(lambda output: mutual_information(binned(output, bins), label, bins), in_axes=1)
-        return {name: bits(values) for name, values in outputs.items()}
+        every = jnp.concatenate([*outputs.values(), wanted[:, None]], axis=1)
+        labels = jax.vmap(partial(binned, bins=bins))(every.T)
+        bits = jax.vmap(lambda label: mutual_information(label, labels[-1], bins))(labels[:-1])
+        return by_group(network.groups, bits)
 
     return jax.jit(score)
 

@@ -35,7 +35,7 @@ def twin() -> Selector:
             for g in network.groups
         }
 
-    return score
+    return jax.jit(score)
 
 
 def _distances(vectors: jax.Array, enabled: jax.Array) -> jax.Array:
