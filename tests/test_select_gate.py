@@ -121,6 +121,14 @@ def test_the_compiled_convolution_has_the_same_curvature(way):
         np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5)
 
 
+def test_what_belongs_to_no_mask_has_no_gate():
+    groups = Groups((Group("g", 2, (Slice("w", 0, (0, -1, 1), "out"),)),))
+    network = init_network({"w": np.array([1.0, 10.0, 2.0])}, groups)
+    total = lambda params, batch: jnp.square(jnp.sum(params["w"]))
+    found = [select.taylor(total, order, **SIGNED)(jax.random.key(0), network, None)["g"] for order in (1, 2)]
+    np.testing.assert_allclose(found, [[-26, -52], [12**2 - 13**2, 11**2 - 13**2]], rtol=1e-6)
+
+
 def test_fisher_is_half_the_mean_squared_slope_of_single_examples():
     network, batch = two_layers()
     singles = [jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], batch) for n in range(20)]

@@ -114,6 +114,20 @@ def test_what_breaks_comes_last_of_the_tried(racing):
     assert found[1] >= 4 and found[5] >= 4 and sorted(found[2:5], reverse=True) == found[2:5] and found[4] == 0
 
 
+def test_what_breaks_late_comes_last_too():
+    shares = []
+
+    def train(keys, states, *, share):
+        shares.append(share)
+        return [(state, SessionReport(np.zeros(3), True, "", 0.0)) for state in states]
+
+    judge = lambda state: {
+        "score": math.nan if lost_mask(state) == 1 and shares[-1] == 0.5 else evaluate(state)["score"]
+    }
+    found = places(select.probe(train, judge, OPTIMIZER), start())
+    assert found[1] == 5 and found[5] == 0  # 1 led until then
+
+
 def test_equal_candidates_share_a_place():
     train = lambda keys, states, *, share: [(state, SessionReport(np.zeros(1), True, "", 0.0)) for state in states]
     judge = lambda state: {"score": float(lost_mask(state) < 2)}

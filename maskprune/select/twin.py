@@ -30,20 +30,19 @@ def twin() -> Selector:
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key, batch
         params, readers = effective_params(network), outgoing_norms(network)
-        return {
-            g.name: _distances(mask_vectors(g, params), network.enabled[g.name]) * readers[g.name]
-            for g in network.groups
-        }
+        return {g.name: _distances(mask_vectors(g, params)) * readers[g.name] for g in network.groups}
 
     return jax.jit(score)
 
 
-def _distances(vectors: jax.Array, enabled: jax.Array) -> jax.Array:
-    """From every row to the best multiple, 0 or more, of another enabled row: float[C, D] to float[C]."""
-    others = enabled[None, :] & ~jnp.eye(len(enabled), dtype=bool)
-    # The nearest multiple is that of the row with the largest cosine, and its distance |w| sin. It is measured all the
-    # same: near a duplicate the rounding of the cosine alone would be worth 3e-4 |w|.
-    nearest = vectors[jnp.argmax(jnp.where(others, similarities(vectors), -jnp.inf), axis=1)]
+def _distances(vectors: jax.Array) -> jax.Array:
+    """From every row to the best multiple, 0 or more, of another row: float[C, D] to float[C]."""
+    size, length = vectors.shape
+    # A row of zeros, which is also what a disabled mask has, stands for no twin.
+    rows = jnp.concatenate([vectors, jnp.zeros((1, length), vectors.dtype)])
+    cosines = jnp.where(jnp.eye(size, size + 1, dtype=bool), -jnp.inf, similarities(rows)[:size])
+    nearest = rows[jnp.argmax(cosines, axis=1)]
     product, square = jnp.sum(vectors * nearest, axis=1), jnp.sum(jnp.square(nearest), axis=1)
-    scale = jnp.where(jnp.any(others, axis=1) & (square > 0), product / jnp.where(square > 0, square, 1.0), 0.0)
-    return jnp.linalg.norm(vectors - jnp.maximum(scale, 0.0)[:, None] * nearest, axis=1)
+    scale = product / jnp.where(square > 0, square, 1.0)
+    # The distance is |w| sin, but near a duplicate the rounding of the cosine alone would be worth 3e-4 |w|.
+    return jnp.linalg.norm(vectors - scale[:, None] * nearest, axis=1)
