@@ -41,10 +41,10 @@ def two_layers():
     return network, jax.tree.map(lambda values: jnp.asarray(values, jnp.float32), batch)
 
 
-def loss(params, batch):
+def loss(params, batch, square=jnp.square):
     first = jax.nn.relu(batch["x"] @ params["w1"] + params["b1"][None])
     second = jax.nn.relu(first @ params["w2"] + params["b2"][None])
-    return jnp.mean(jnp.square(second @ params["w3"] - batch["y"]))
+    return jnp.mean(square(second @ params["w3"] - batch["y"]))
 
 
 def gated_loss(network, batch, gates):
@@ -198,3 +198,14 @@ def test_fisher_needs_examples(batch):
     network, _ = two_layers()
     with pytest.raises(ValueError, match="one common leading axis, of examples"):
         select.fisher(loss)(jax.random.key(0), network, batch)
+
+
+def test_a_loss_with_gradients_of_its_own_will_do():
+    network, batch = two_layers()
+    square = jax.custom_vjp(jnp.square)
+    square.defvjp(lambda x: (jnp.square(x), x), lambda x, g: (2 * x * g,))
+
+    by_hand = partial(loss, square=square)
+    for order in (1, 2):
+        found, same = (scored(select.taylor(each, order), network, batch) for each in (by_hand, loss))
+        np.testing.assert_allclose(found, same, rtol=1e-5)

@@ -32,7 +32,7 @@ def probe(
     it together, who scored higher. Candidates whose training or score was not finite come last, and after all of them
     the masks that were not tried. It trains and compares on the host, so it does not run under `jit`.
 
-    With n candidates and sessions of T steps it costs n T steps; with `racing` about (1 + log2 n) T.
+    With n candidates and sessions of T steps it costs n T steps; with `racing` about (1 + log2(n) / 2) T.
 
     Args:
         train: `train(keys, states, *, share) -> [(state, report), ...]`, sessions up to that share of their length, as
@@ -41,6 +41,10 @@ def probe(
         optimizer: For fresh optimizer states; the one `train` was built with. The model state is None.
         racing: Whether the worse half drops out at every doubling of the session.
         remove: `remove(network, chosen, batch) -> network`, how a mask is removed, with `chosen` as `{group: bool[C]}`.
+
+    Example:
+        train = functools.partial(train_many(make_population(step, draw), data), steps=250)
+        selector = probe(train, task.evaluate, optimizer)
 
     References:
         Yang et al., NetAdapt, ECCV 2018, whose proposals are judged after a short training.
