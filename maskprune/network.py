@@ -106,10 +106,19 @@ def entries(groups: Groups, params: Params, flags: Mapping[str, jax.Array], *, r
         found = jnp.zeros((1,) * leaf.ndim, bool)
         for group, piece in groups.of_leaf(leaf_path(path)):
             if piece.role in roles:
-                found = found | _along_axis(piece, flags[group.name], leaf.ndim)
+                found = found | along_axis(piece, flags[group.name], leaf.ndim, rest=False)
         return found
 
     return jax.tree_util.tree_map_with_path(mark, params)
+
+
+def along_axis(piece: Slice, values: jax.Array, ndim: int, *, rest: Any) -> jax.Array:
+    """One value a mask, [C], laid along the axis of a slice of a leaf of `ndim` axes; `rest` where there is no mask."""
+    shape = [1] * ndim
+    shape[piece.axis] = len(piece.labels)
+    # Label -1 (no mask) reads what is appended at the end.
+    padded = jnp.concatenate([values, jnp.full(1, rest, values.dtype)])
+    return padded[np.asarray(piece.labels, np.int32)].reshape(shape)
 
 
 @partial(jax.jit, inline=True)
@@ -163,14 +172,6 @@ def strongly_typed(leaf: Any) -> jax.Array:
 def on_device(leaf: Any) -> jax.Array:
     """`jnp.asarray`, which compiles a program for every new shape that comes from the host; to put it needs none."""
     return jax.device_put(leaf) if isinstance(leaf, np.ndarray | np.generic) else jnp.asarray(leaf)
-
-
-def _along_axis(piece: Slice, flags: jax.Array, ndim: int) -> jax.Array:
-    shape = [1] * ndim
-    shape[piece.axis] = len(piece.labels)
-    # Label -1 (no mask) reads the False that is appended at the end.
-    padded = jnp.concatenate([flags, jnp.zeros(1, bool)])
-    return padded[np.asarray(piece.labels, np.int32)].reshape(shape)
 
 
 def _negated(flags: Mapping[str, jax.Array]) -> Flags:

@@ -22,7 +22,9 @@ from maskprune.network import Network, choose, entries, init_network
 from maskprune.select.base import Scores, Selector
 
 
-def check_selector(selector: Selector, *, batch: Any = None, network: Network | None = None) -> None:
+def check_selector(
+    selector: Selector, *, batch: Any = None, network: Network | None = None, compiled: bool = True
+) -> None:
     """Checks that a selector keeps what `minimize` expects of it.
 
     Its parameters are `(key, network, batch)`; it scores every group with one floating-point number a mask, finite
@@ -34,6 +36,7 @@ def check_selector(selector: Selector, *, batch: Any = None, network: Network | 
         batch: Passed on to the selector: a pytree of arrays, or None.
         network: A network that the selector understands, by default `sample_network()`. It is tried in all
             `awkward_forms`.
+        compiled: Whether it must run under `jax.jit`. False for a selector that works on the host, such as `probe`.
 
     Raises:
         AssertionError: A promise is broken; the message says which, and on which form of the network.
@@ -44,10 +47,12 @@ def check_selector(selector: Selector, *, batch: Any = None, network: Network | 
     """
     _check_parameters(selector)
     plain = sample_network() if network is None else network
-    compiled = jax.jit(lambda key, network, batch: selector(key, network, batch))
-    _check_call(selector, compiled, plain, batch)
+    _check_call(selector, plain, batch)
+    call = jax.jit(lambda key, network, batch: selector(key, network, batch)) if compiled else selector
+    if compiled:
+        _check_compiled(selector, call, plain, batch)
     for form, each in awkward_forms(plain).items():
-        _check_form(compiled, each, batch, f"on a network with {form}")
+        _check_form(call, each, batch, f"on a network with {form}")
 
 
 def sample_network() -> Network:
@@ -101,21 +106,25 @@ def _check_parameters(selector: Selector) -> None:
         _fail(f"The selector's parameters are {', '.join(names)}: name them key, network, batch.")
 
 
-def _check_call(selector: Selector, compiled: Callable[..., Scores], network: Network, batch: Any) -> None:
-    """What can be seen without tracing: the same scores again, with and without `jax.jit`, and an untouched network."""
+def _check_call(selector: Selector, network: Network, batch: Any) -> None:
+    """What can be seen without tracing: the same scores again, and an untouched network."""
     key, before = jax.random.key(3), _bits(network)
     scores = selector(key, network, batch)
     _check_scores(scores, network, "on a network with all masks enabled")
     _check_same(scores, selector(key, network, batch), network, "gives other scores for the same key", tolerance=0.0)
     if _bits(network) != before:
         _fail("The selector changed the network: return scores only.")
-    traced = _run_compiled(compiled, (key, network, batch))
-    _check_same(scores, traced, network, "gives other scores under jax.jit", tolerance=1e-3)
 
 
-def _check_form(compiled: Callable[..., Scores], network: Network, batch: Any, where: str) -> None:
+def _check_compiled(selector: Selector, compiled: Callable[..., Scores], network: Network, batch: Any) -> None:
+    arguments = (jax.random.key(3), network, batch)
+    traced = _run_compiled(compiled, arguments)
+    _check_same(selector(*arguments), traced, network, "gives other scores under jax.jit", tolerance=1e-3)
+
+
+def _check_form(call: Callable[..., Scores], network: Network, batch: Any, where: str) -> None:
     key = jax.random.key(4)
-    scores, poisoned = (compiled(key, each, batch) for each in (network, poison(network)))
+    scores, poisoned = (call(key, each, batch) for each in (network, poison(network)))
     _check_scores(scores, network, where)
     said = f"reads what disabled masks have stored, {where}: use `effective_params`, and leave disabled masks out,"
     _check_same(scores, poisoned, network, said, tolerance=0.0)

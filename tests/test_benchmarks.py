@@ -100,6 +100,7 @@ def test_selector_time(run):
 def test_every_family_of_selectors_is_timed(program):
     known = program("selector_time").selectors(program("common").problem(16, 1))
     families = {"cosine", "magnitude", "activation", "taylor", "geometric", "sequential", "random"}
+    families |= {"fisher", "ablation", "information", "twin"}  # the probe trains, and is timed as training
     assert {name.partition("-")[0] for name in known} == families
 
 

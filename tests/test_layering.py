@@ -19,7 +19,7 @@ FLOORS = {
     1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {"alter", "plan", "shrink", "compact", "hold", "soap", "sizes", "cost", "export", "rebuilt", "nnx", "linen"},
-    4: {"train", "session", "start", "handover", "task", "select", "population"},
+    4: {"train", "session", "start", "handover", "task", "select", "population", "early", "race"},
     5: {
         "minimize",
         "moves",

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from maskprune import select
@@ -15,7 +16,9 @@ from maskprune.conv import conv2d
 from maskprune.models import fcn
 from maskprune.network import effective_params, init_network
 from maskprune.select.cosine import AGGREGATES
+from maskprune.session import make_session, train_alone
 from maskprune.testing import awkward_forms, check_selector, poison, sample_network
+from maskprune.train import make_train_step
 
 
 MODEL = fcn(convolution=partial(conv2d, way="xla"))
@@ -31,6 +34,24 @@ def activations(params, batch):
 def loss(params, batch):
     found = activations(params, batch)
     return jnp.mean(jnp.square(found["conv3"] - 1.0)) + jnp.mean(jnp.square(found["lone"] - 1.0))
+
+
+def everywhere(params, batch):
+    """The same with as many positions in every group as there are pixels."""
+    found, pixels = activations(params, batch), batch["pictures"].size
+    rows = {name: jnp.tile(found[name], (pixels // len(batch["rows"]), 1)) for name in ("wide", "lone")}
+    return {**found, **rows}
+
+
+OPTIMIZER = optax.adam(0.01)
+SESSION = make_session(make_train_step(loss, OPTIMIZER), lambda key, batch: batch, chunk=2)
+
+
+def short_probe(batch):
+    """Races every mask over four steps on the batch."""
+    train = partial(train_alone(SESSION, batch), steps=4)
+    after = jax.jit(lambda network: loss(effective_params(network), batch))
+    return select.probe(train, lambda state: {"score": -float(after(state.network))}, OPTIMIZER)
 
 
 def by_largest_bias(key, network, batch):
@@ -49,6 +70,8 @@ PLAIN = {
     "reverse": select.reverse(select.magnitude()),
     "standardize": select.standardize(select.cosine("mean")),
     "standardize_reverse_random": select.standardize(select.reverse(select.random())),
+    "twin": select.twin(),
+    "ensemble": select.ensemble([select.magnitude(), select.random()], [2, 1]),
     "own": by_largest_bias,
     **{
         f"cosine_{aggregate}_{absolute:d}{similar:d}": select.cosine(
@@ -66,7 +89,11 @@ WITH_DATA = {
     "activation_std": select.activation(activations, "std"),
     "activation_zeros": select.activation(activations, "zeros"),
     "taylor": select.taylor(loss),
+    "taylor_second": select.taylor(loss, 2, absolute=False),
     "standardize_taylor": select.standardize(select.taylor(loss)),
+    "fisher": select.fisher(loss),
+    "ablation": select.ablation(loss),
+    "information": select.information(everywhere, lambda batch: batch["pictures"]),
 }
 
 
@@ -75,10 +102,19 @@ def test_contract(name):
     check_selector(PLAIN[name])
 
 
+@pytest.fixture
+def batch(rng):
+    made = {"pictures": rng.uniform(size=(2, 8, 8, 1)), "rows": rng.normal(size=(2, 4))}
+    return jax.tree.map(lambda values: jnp.asarray(values, jnp.float32), made)
+
+
 @pytest.mark.parametrize("name", WITH_DATA)
-def test_contract_with_data(name, rng):
-    batch = {"pictures": rng.uniform(size=(2, 8, 8, 1)), "rows": rng.normal(size=(5, 4))}
-    check_selector(WITH_DATA[name], batch=jax.tree.map(lambda values: jnp.asarray(values, jnp.float32), batch))
+def test_contract_with_data(name, batch):
+    check_selector(WITH_DATA[name], batch=batch)
+
+
+def test_contract_of_a_selector_that_trains(batch):
+    check_selector(short_probe(batch), batch=batch, compiled=False)
 
 
 def test_contract_on_a_network_of_ones_own():
@@ -124,6 +160,11 @@ def host_bound(key, network, batch):
     return scores_of(network, float(raw_total(network)))
 
 
+def hasty(key, network, batch):
+    """Keeps every promise but to be compiled."""
+    return {name: np.asarray(values) for name, values in select.magnitude()(key, network, batch).items()}
+
+
 def meddling(key, network, batch):
     network.params["extra"] = jnp.zeros(1)
     return scores_of(network, 0.0)
@@ -135,6 +176,14 @@ CALLS: list[int] = []
 def moody(key, network, batch):
     CALLS.append(1)
     return scores_of(network, float(len(CALLS)))
+
+
+def test_only_a_selector_on_the_host_may_read_the_device():
+    check_selector(hasty, compiled=False)
+    with pytest.raises(AssertionError, match=r"does not run under jax\.jit"):
+        check_selector(hasty)
+    with pytest.raises(AssertionError, match="what disabled masks have stored"):
+        check_selector(raw, compiled=False)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from maskprune import select
 from maskprune.alter import disable
@@ -122,26 +123,69 @@ def test_sequential_counts_on_through_the_layers(rng):
     assert {name: values.tolist() for name, values in scores.items()} == {"one": [0, 1, 2], "two": [3, 4]}
 
 
-def test_taylor_is_the_derivative_to_a_gate_on_the_output(rng):
+@pytest.mark.parametrize("disabled", [[], [1]])
+def test_twin_is_the_distance_to_the_best_multiple(rng, disabled):
+    vectors, readers = np.vstack([VECTORS, rng.normal(size=(3, 3))]), rng.normal(size=(8, 2))
+    network = layer(vectors, readers)
+    network = disable(network, choose(network, {"g": disabled}))
+    enabled = [i for i in range(8) if i not in disabled]
+
+    def lost(i):
+        away = [nnls(vectors[j][:, None], vectors[i])[1] for j in enabled if j != i]
+        return min(away) * np.linalg.norm(readers[i])
+
+    found = score(select.twin(), network)[enabled]
+    np.testing.assert_allclose(found, [lost(i) for i in enabled], atol=1e-5)
+
+
+def test_twin_finds_a_scaled_duplicate_and_not_an_opposite():
+    vector = np.array([0.3, -0.7, 0.1])
+    found = score(select.twin(), layer([vector, 3 * vector, [1.0, 0.0, 0.0]], readers=[[2.0], [1.0], [1.0]]))
+    assert np.all(found[:2] < 1e-6) and found[2] > 0.1
+    opposite = score(select.twin(), layer([vector, -3 * vector], readers=[[2.0], [1.0]]))
+    np.testing.assert_allclose(opposite, np.linalg.norm(vector) * np.array([2, 3]), rtol=1e-6)
+    alone = layer([vector, 3 * vector])
+    alone = disable(alone, choose(alone, {"g": [1]}))
+    np.testing.assert_allclose(score(select.twin(), alone)[0], np.linalg.norm(vector), rtol=1e-6)
+
+
+def fixed(one, two):
+    """A selector with these scores for `two_layers`."""
+    return lambda key, network, batch: {"one": jnp.array(one), "two": jnp.array(two)}
+
+
+def test_an_ensemble_is_the_mean_of_places(rng):
     network = two_layers(rng)
-    batch, wanted = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((20, 4), (20, 1)))
+    first, second = fixed([5.0, 1.0, 3.0], [3.0, -2.0]), fixed([0.1, 0.2, 0.3], [np.nan, 0.4])
+    found = select.ensemble([first, second])(jax.random.key(0), network, None)  # 5 2 3.5, 3.5 1 and 1 2 3, 5 4
+    assert {name: values.tolist() for name, values in found.items()} == {"one": [3, 2, 3.25], "two": [4.25, 2.5]}
+    found = select.ensemble([first, second], [3, 1])(jax.random.key(0), network, None)
+    assert {name: values.tolist() for name, values in found.items()} == {"one": [4, 2, 3.375], "two": [3.875, 1.75]}
 
-    def gated(params, gates):
-        """The loss when the output of every mask, behind its ReLU, is multiplied by its gate."""
-        first = jax.nn.relu(batch @ params["w1"] + params["b1"][None]) * gates["one"][None]
-        second = jax.nn.relu(first @ params["w2"] + params["b2"][None]) * gates["two"][None]
-        return jnp.mean(jnp.square(second @ params["w3"] - wanted))
 
-    def slope(name, mask):
-        up, down = ({**ones, name: ones[name].at[mask].set(gate)} for gate in (1.002, 0.998))
-        return abs(float(measure(network.params, up)) - float(measure(network.params, down))) / 0.004
+def test_an_ensemble_counts_enabled_masks_only(rng):
+    network = two_layers(rng)
+    network = disable(network, choose(network, {"one": [1], "two": [1]}))
+    found = select.ensemble([fixed([5.0, 1.0, 3.0], [4.0, np.nan])])(jax.random.key(0), network, None)
+    assert [*found["one"][np.array([0, 2])].tolist(), float(found["two"][0])] == [3, 1, 2]
 
-    ones, measure = {group.name: jnp.ones(group.size) for group in network.groups}, jax.jit(gated)
-    found = select.taylor(lambda params, batch: gated(params, ones))(jax.random.key(0), network, batch)
-    for group in network.groups:
-        slopes = [slope(group.name, mask) for mask in range(group.size)]
-        np.testing.assert_allclose(found[group.name], slopes, rtol=0.02, atol=1e-3)
-        assert max(slopes) > 0.1
+
+@pytest.mark.parametrize("selector", [select.magnitude(), select.sequential(), select.geometric_median()])
+def test_an_ensemble_of_one_keeps_its_order(rng, selector):
+    network = two_layers(rng)
+    order = lambda each: select.rank(each(jax.random.key(0), network, None), network)
+    assert order(select.ensemble([selector])) == order(selector)
+
+
+def test_every_selector_of_an_ensemble_draws_for_itself(rng):
+    network, keys = two_layers(rng), []
+
+    def note(key, network, batch):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return select.random()(key, network, batch)
+
+    select.ensemble([note, note])(jax.random.key(0), network, None)
+    assert len(set(keys)) == 2
 
 
 def test_reverse_turns_the_order_round():
@@ -201,6 +245,12 @@ def test_rank_names_what_is_wrong(scores, complaint):
     [
         (lambda: select.cosine("maximum"), "`aggregate` is 'maximum': use one of min, max"),
         (lambda: select.magnitude(3), "`order` is 3"),
+        (lambda: select.taylor(lambda params, batch: 0.0, 3), "`order` is 3"),
+        (lambda: select.information(lambda params, batch: {}, lambda batch: batch, bins=1), "`bins` is 1"),
+        (lambda: select.ensemble([]), "`selectors` is empty"),
+        (lambda: select.ensemble([select.random()], [1, 2]), r"`weights` is \[1, 2\]: give 1 numbers"),
+        (lambda: select.ensemble([select.random()], [0]), "not all 0"),
+        (lambda: select.ensemble([select.random()] * 2, [2, -1]), "0 or more"),
         (lambda: select.activation(lambda params, batch: {}, "median"), "`statistic` is 'median'"),
     ],
 )

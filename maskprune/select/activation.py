@@ -8,16 +8,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from maskprune.groups import Groups
 from maskprune.network import Network, Params, effective_params
 from maskprune.select.base import Scores, Selector
 
 
+Activations = Callable[[Params, Any], Mapping[str, jax.Array]]
 Statistic = Literal["mean", "std", "zeros"]
 
 
-def activation(
-    activations: Callable[[Params, Any], Mapping[str, jax.Array]], statistic: Statistic = "mean"
-) -> Selector:
+def activation(activations: Activations, statistic: Statistic = "mean") -> Selector:
     """A statistic of each mask's output over the batch, all pictures and pixels alike.
 
     Args:
@@ -36,9 +36,17 @@ def activation(
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
         found = activations(effective_params(network), batch)
-        if absent := [g.name for g in network.groups if g.name not in found]:
-            raise ValueError(f"`activations` gave {', '.join(found)}, but the network has the groups {absent} too.")
-        columns = {g.name: found[g.name].reshape(-1, g.size) for g in network.groups}
-        return {name: functions[statistic](values) for name, values in columns.items()}
+        return {name: functions[statistic](values) for name, values in columns(found, network.groups).items()}
 
     return score
+
+
+def columns(found: Mapping[str, jax.Array], groups: Groups) -> Scores:
+    """The outputs of every group, all positions in one axis: `{group: float[positions, C]}`.
+
+    Raises:
+        ValueError: A group is missing from `found`.
+    """
+    if absent := [group.name for group in groups if group.name not in found]:
+        raise ValueError(f"`activations` gave {', '.join(found)}, but the network has the groups {absent} too.")
+    return {group.name: found[group.name].reshape(-1, group.size) for group in groups}

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.groups import Group, Role, Slice, leaves_by_path
-from maskprune.network import Network, Params, effective_params
+from maskprune.alter import disable
+from maskprune.groups import Group, Groups, Role, Slice, leaves_by_path
+from maskprune.network import Flags, Network, Params, effective_params
 
 
 Scores = dict[str, jax.Array]  # {group: float[C]}
+Loss = Callable[[Params, Any], jax.Array]  # loss(params, batch) -> float[], as given to `make_train_step`
+Remove = Callable[[Network, Flags, Any], Network]  # remove(network, chosen, batch) -> network without the chosen
 
 
 class Selector(Protocol):
@@ -64,6 +67,18 @@ def outgoing_norms(network: Network) -> Scores:
     """Euclidean norm of what reads each mask: `{group: float[C]}`."""
     params = effective_params(network)
     return {g.name: jnp.sqrt(mask_sums(g, params, roles=("in",), of=jnp.square)) for g in network.groups}
+
+
+def by_group(groups: Groups, values: jax.Array) -> Scores:
+    """Numbers of all masks in network order, [..., masks], as `{group: [..., C]}`."""
+    ends = np.cumsum([group.size for group in groups])
+    return dict(zip(groups.names, jnp.split(values, ends[:-1], axis=-1), strict=True))
+
+
+def without(network: Network, chosen: Flags, batch: Any) -> Network:
+    """The plainest way to remove masks: they are disabled, and nothing makes up for them."""
+    del batch
+    return disable(network, chosen)
 
 
 def reverse(selector: Selector) -> Selector:

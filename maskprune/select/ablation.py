@@ -1,0 +1,42 @@
+"""What the loss becomes at once, without training, when a mask is removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskprune.network import Flags, Network, effective_params
+from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
+
+
+def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
+    """The loss without the mask minus the loss with it: what helps least goes first, what does harm before that.
+
+    This is the truth that the Taylor expansions estimate. One forward pass for every mask, disabled ones included, one
+    after another and with the memory of one; and whatever `remove` costs.
+
+    Args:
+        loss: `loss(params, batch) -> float[]`, as given to `make_train_step`.
+        remove: `remove(network, chosen, batch) -> network`, how a mask is removed, with `chosen` as `{group: bool[C]}`.
+            By default it is disabled; a repair of what is left may come with that. It must run under `jit`, with
+            `chosen` traced.
+
+    References:
+        Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017, who call
+        the order of these changes the oracle.
+    """
+
+    def score(key: jax.Array, network: Network, batch: Any) -> Scores:
+        del key
+        before = loss(effective_params(network), batch)
+
+        def change(chosen: Flags) -> jax.Array:
+            return loss(effective_params(remove(network, chosen, batch)), batch) - before
+
+        size = sum(group.size for group in network.groups)
+        each_alone = by_group(network.groups, jnp.eye(size, dtype=bool))  # {group: bool[masks, C]}
+        return by_group(network.groups, jax.lax.map(change, each_alone))
+
+    return jax.jit(score)
