@@ -9,6 +9,7 @@ from maskprune import metrics as metrics
 from maskprune import models as models
 from maskprune import moves as moves
 from maskprune import record as record
+from maskprune import repair as repair
 from maskprune import rules as rules
 from maskprune import select as select
 from maskprune import testing as testing

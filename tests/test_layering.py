@@ -33,7 +33,7 @@ FLOORS = {
         "linen",
         "curvature",
     },
-    4: {"train", "session", "start", "handover", "task", "select", "population"},
+    4: {"train", "session", "start", "handover", "task", "select", "population", "repair"},
     5: {
         "minimize",
         "moves",
@@ -69,6 +69,9 @@ KNOWS_NO_LIBRARY = {
     "cost",
     "plan",
     "curvature",
+    "surgery",
+    "readers",
+    "repair",
     "trace",
     "rules",
     "compact",

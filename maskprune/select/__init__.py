@@ -17,5 +17,7 @@ from maskprune.select.magnitude import magnitude as magnitude
 from maskprune.select.median import geometric_median as geometric_median
 from maskprune.select.plain import random as random
 from maskprune.select.plain import sequential as sequential
+from maskprune.select.redundancy import redundancy as redundancy
+from maskprune.select.surgeon import surgeon as surgeon
 from maskprune.select.taylor import taylor as taylor
 from maskprune.select.weigh import weigh as weigh
