@@ -32,6 +32,8 @@ FLOORS = {
         "nnx",
         "linen",
         "curvature",
+        "surgery",
+        "readers",
     },
     4: {"train", "session", "start", "handover", "task", "select", "population", "repair"},
     5: {
