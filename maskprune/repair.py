@@ -134,7 +134,7 @@ def merge(*, least: float = 0.0) -> Remove:
     return lambda network, chosen, batch: _in_turn(network, chosen, adjust)
 
 
-def second_order(curvature: Curvature, *, damping: float = 1e-3) -> Remove:
+def second_order(curvature: Curvature, *, damping: float = 1.0) -> Remove:
     """The Optimal Brain Surgeon's step: every entry that may move does, so that the loss rises least.
 
     For all chosen masks at once, `-inv(H)[:, g] @ inv(inv(H)[g, g]) @ w_g`, whose price `select.surgeon` states. Exact
@@ -142,7 +142,9 @@ def second_order(curvature: Curvature, *, damping: float = 1e-3) -> Remove:
 
     Args:
         curvature: See `select.surgeon`.
-        damping: What is added to all eigenvalues, relative to their mean. More keeps the steps shorter.
+        damping: What is added to all eigenvalues, relative to their mean. A mask that goes is a long way
+            to go, and the quadratic holds near by: on networks trained on pictures 1 left the least loss, and 0.01 more
+            than no repair.
 
     Raises:
         ValueError: `damping` is negative.
@@ -153,8 +155,8 @@ def second_order(curvature: Curvature, *, damping: float = 1e-3) -> Remove:
     def remove(network: Network, chosen: Chosen, batch: Any) -> Network:
         after = disable(network, chosen)
         gone = {name: network.enabled[name] & ~flags for name, flags in after.enabled.items()}
-        matrix = measured(curvature, network, batch, damping=damping)
-        moved = shift(network, best_removal(network, gone, matrix).step)
+        found = measured(curvature, network, batch, damping=damping)
+        moved = shift(network, best_removal(network, gone, found).step)
         return _moved(after, after, leaves_by_path(moved.params), jnp.any(jnp.concatenate(list(gone.values()))))
 
     return remove

@@ -34,19 +34,31 @@ class Removal(NamedTuple):
     cost: jax.Array
 
 
-def measured(curvature: Curvature, network: Network, batch: Any, *, damping: float) -> jax.Array:
-    """The curvature of a network as a positive definite matrix: float[D, D].
+class Measured(NamedTuple):
+    """A curvature that removals can be reckoned with.
+
+    Attributes:
+        matrix: float[D, D], no eigenvalue below zero but by rounding.
+        damping: float[], above zero: what is added to its diagonal where a step is sought.
+    """
+
+    matrix: jax.Array
+    damping: jax.Array
+
+
+def measured(curvature: Curvature, network: Network, batch: Any, *, damping: float) -> Measured:
+    """The curvature of a network, made fit for `remove`.
 
     Frozen masks count as well, since they too may be removed. The curvature is that of the network as if nothing were
-    frozen. Directions in which the loss curves down are taken to curve up as much (the absolute eigenvalues); to all
-    eigenvalues is added `damping` times their mean, at least what rounding needs.
+    frozen. Directions in which the loss curves down are taken to curve up as much (the absolute eigenvalues). The
+    damping is relative to the mean eigenvalue of what may move, and at least what rounding needs.
     """
     thawed = dataclasses.replace(network, frozen=jax.tree.map(jnp.zeros_like, network.frozen))
     return _made_positive(curvature(thawed, batch), flatten(thawed).trains, damping)
 
 
 @partial(jax.jit, inline=True)
-def remove(network: Network, gone: Flags, matrix: jax.Array) -> Removal:
+def remove(network: Network, gone: Flags, curvature: Measured) -> Removal:
     """What becomes of a network when masks go.
 
     What reads them does not move: a step there would make up for the loss in the quadratic only, since what it is
@@ -55,25 +67,26 @@ def remove(network: Network, gone: Flags, matrix: jax.Array) -> Removal:
     Args:
         network: The network, trained: its gradient is taken to be zero.
         gone: `{group: bool[C]}`, the masks. Frozen ones may go too; the others of the frozen stay as they are.
-        matrix: float[D, D], positive definite, from `measured`.
+        curvature: From `measured`. Damping shortens the step; the cost is that of the step taken, damping left out.
     """
     mark = lambda role: flags_of(network, entries(network.groups, network.params, gone, roles=(role,)))
     flat, own = flatten(network), mark("out")
     free = flat.trains & ~own & ~mark("in")
     bound = jnp.where(own, -flat.vector, 0.0)
+    matrix, damping = curvature
     pull = jnp.where(free, _product(matrix, bound), 0.0)
-    system = jnp.where(free[:, None] & free[None], matrix, jnp.diag(jnp.diag(matrix)))
+    system = jnp.where(free[:, None] & free[None], matrix, 0.0) + damping * jnp.eye(len(matrix))
     step = bound - jnp.where(free, jax.scipy.linalg.solve(system, pull, assume_a="pos"), 0.0)
-    return Removal(step, step @ _product(matrix, step) / 2)
+    return Removal(step, jnp.maximum(step @ _product(matrix, step) / 2, 0.0))
 
 
 @partial(jax.jit, inline=True)
-def _made_positive(matrix: jax.Array, trains: jax.Array, damping: float) -> jax.Array:
+def _made_positive(matrix: jax.Array, trains: jax.Array, damping: float) -> Measured:
     values, vectors = jnp.linalg.eigh(matrix)
     values, moving = jnp.abs(values), jnp.maximum(jnp.sum(trains), 1)
     least = jnp.maximum(damping * jnp.sum(values) / moving, 16 * jnp.finfo(values.dtype).eps * jnp.max(values))
-    values = values + jnp.maximum(least, jnp.finfo(values.dtype).tiny ** 0.5)
-    return _product(vectors * values[None], vectors.T)
+    positive = _product(vectors * values[None], vectors.T)
+    return Measured(positive, jnp.maximum(least, jnp.finfo(values.dtype).tiny ** 0.5))
 
 
 def _product(one: jax.Array, other: jax.Array) -> jax.Array:

@@ -99,6 +99,8 @@ def same_bits_of_flags(one, other):
 @pytest.mark.parametrize("name", REPAIRS)
 def test_nothing_chosen_changes_nothing(name, batch):
     network = poison(forms()["every second mask disabled"])
+    negative = {name: layer | {"bias": jnp.full_like(layer["bias"], -0.0)} for name, layer in network.params.items()}
+    network = dataclasses.replace(network, params=negative)  # adding nothing would turn a -0.0 into 0.0
     gone = ~np.asarray(network.enabled["conv1"])
     for chosen in ({}, {"conv1": jnp.asarray(gone)}):  # what is disabled already cannot go again
         chosen = choose(network, {}) | chosen
@@ -155,7 +157,8 @@ def test_merging_a_positive_multiple_changes_no_output(goes, stays, batch):
 def test_an_opposite_mask_is_no_twin_and_neither_is_one_that_goes_or_is_gone(batch):
     network = with_multiple(forms()["all masks enabled"], 1.0)
     lone = disable(network, choose(network, {"conv1": [1]}))
-    opposite = with_multiple(lone, -1.0)
+    layer = lone.params["conv1"]
+    opposite = overwritten(lone, conv1=(2, -0.9 * layer["kernel"][..., 0], 0.5 * layer["bias"][0]))
     both = choose(network, {"conv1": [0, 2]})
     for each, chosen in (
         (opposite, choose(network, {"conv1": [2]})),  # only an opposite one stays

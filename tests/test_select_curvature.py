@@ -180,7 +180,10 @@ def test_twins_multiples_and_shifted_copies_are_redundant_and_others_are_not(rng
 def test_a_mask_alone_supplies_everything_and_one_that_nothing_reads_supplies_nothing(pictures):
     network = small(4)
     alone = disable(network, choose(network, {"conv1": [0, 2]}))
-    assert scores(select.redundancy(activations), alone, pictures)["conv1"][1] == pytest.approx(1.0, abs=2e-3)
+    # What disabled masks are said to put out does not count.
+    shining = lambda params, batch: {name: each + 5 * batch for name, each in activations(params, batch).items()}
+    for given in (activations, shining):
+        assert scores(select.redundancy(given), alone, pictures)["conv1"][1] == pytest.approx(1.0, abs=2e-3)
     unread = init_network(network.params, Groups((Group("conv3", 1, (Slice("conv3/bias", 0, (0,), "out"),)),)))
     assert scores(select.redundancy(activations), unread, pictures)["conv3"] == [0.0]
 
@@ -198,3 +201,9 @@ def test_a_reader_that_is_not_understood_is_named(pictures):
     found = lambda params, batch: {g.name: jnp.ones((2, 6, 6, g.size)) for g in network.groups}
     with pytest.raises(ValueError, match="Group `wide` is read along axis 0"):
         jax.eval_shape(select.redundancy(found), jax.random.key(0), network, pictures)
+
+
+def test_a_mask_without_effect_costs_nothing_however_strong_the_damping(rng):
+    network, (inputs, targets) = linear_network(rng)
+    batch = inputs.at[:, 2].set(0.0), targets
+    assert scores(select.surgeon(linear_curvature, damping=1.0), network, batch)["g"][1] == pytest.approx(0.0, abs=1e-5)

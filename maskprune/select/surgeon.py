@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from maskprune.curvature import Curvature
 from maskprune.network import Network
 from maskprune.select.base import Scores, Selector
-from maskprune.surgery import measured, remove
+from maskprune.surgery import Measured, measured, remove
 
 
 def surgeon(curvature: Curvature, *, damping: float = 1e-3) -> Selector:
@@ -25,7 +25,8 @@ def surgeon(curvature: Curvature, *, damping: float = 1e-3) -> Selector:
         curvature: `curvature(network, batch) -> float[D, D]`, such as `partial(maskprune.hessian, loss)` or
             `lambda network, batch: maskprune.gauss_newton(residuals, network, batch).matrix`. May be singular or
             indefinite, see `surgery.measured`.
-        damping: What is added to all eigenvalues, relative to their mean.
+        damping: What is added to all eigenvalues where the step of the others is sought, relative to their mean. The
+            score is the price of that step without the damping, so a mask without effect scores 0 however large it is.
 
     Raises:
         ValueError: `damping` is negative.
@@ -44,7 +45,7 @@ def surgeon(curvature: Curvature, *, damping: float = 1e-3) -> Selector:
 
 
 @partial(jax.jit, inline=True)
-def _costs(network: Network, matrix: jax.Array) -> Scores:
+def _costs(network: Network, curvature: Measured) -> Scores:
     none = {group.name: jnp.zeros(group.size, bool) for group in network.groups}
-    cost = lambda name: lambda one: remove(network, none | {name: one}, matrix).cost
+    cost = lambda name: lambda one: remove(network, none | {name: one}, curvature).cost
     return {g.name: jax.lax.map(cost(g.name), jnp.eye(g.size, dtype=bool)) for g in network.groups}
