@@ -25,5 +25,7 @@ from maskprune.select.median import geometric_median as geometric_median
 from maskprune.select.plain import random as random
 from maskprune.select.plain import sequential as sequential
 from maskprune.select.probe import probe as probe
+from maskprune.select.redundancy import redundancy as redundancy
+from maskprune.select.surgeon import surgeon as surgeon
 from maskprune.select.twin import twin as twin
 from maskprune.select.weigh import weigh as weigh
