@@ -16,10 +16,10 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
+    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {"alter", "plan", "shrink", "compact", "hold", "soap", "sizes", "cost", "export", "rebuilt", "nnx", "linen"},
-    4: {"train", "session", "start", "handover", "task", "select", "population"},
+    4: {"train", "session", "start", "handover", "task", "select", "population", "subsets"},
     5: {
         "minimize",
         "moves",
@@ -37,6 +37,8 @@ FLOORS = {
         "_wording",
         "record",
         "ledger",
+        "regret",
+        "replay",
         "display",
         "testing",
         "__main__",
@@ -46,6 +48,10 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
 KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files"}
 KNOWS_NO_LIBRARY = {
+    "alive",
+    "subsets",
+    "regret",
+    "replay",
     "cells",
     "labels",
     "reading",
