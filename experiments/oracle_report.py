@@ -74,7 +74,9 @@ def truth_of(rows: Sequence[Row], own: Sequence[Row], kind: str, seed: int) -> T
     for row in own:
         found.setdefault(row["alive"], []).append(row["score"])
     together = np.nanmax if kind == "path" else np.mean  # a path's set is as good as the best way to it
-    scores = {each: float(together(score)) for each, score in found.items() if kind != "path" or not np.isnan(score).all()}
+    scores = {
+        each: float(together(score)) for each, score in found.items() if kind != "path" or not np.isnan(score).all()
+    }
     costs = {row["alive"]: row["multiply_adds"] for row in own}
     judged = [row for row in rows if row["parent"] == seed and row["kind"] in ("parent", "control")]
     if kind == "path":
@@ -146,9 +148,9 @@ def strategies(rows: Sequence[Row], truth: Truth) -> dict[str, list[replay.Polic
     own = [row for row in rows if row["parent"] == truth.parent]
     named = {row["selector"]: [replay.by_scores(row["scores"])] for row in own if row["kind"] == "selector"}
     found = {"random": [replay.shuffled(seed) for seed in range(RANDOM)], "sequential": [replay.sequential]}
-    if ablation := truths_of(own, "ablation"):
-        if ablation[0].table.scores.keys() == truth.table.scores.keys():
-            found["ablation"] = [replay.best_first(ablation[0].table)]
+    ablation = truths_of(own, "ablation")
+    if ablation and ablation[0].table.scores.keys() == truth.table.scores.keys():
+        found["ablation"] = [replay.best_first(ablation[0].table)]
     found["oracle greedy"] = [replay.best_first(truth.table)]
     return found | {name: policies for name, policies in named.items() if name not in found}
 
@@ -167,13 +169,19 @@ def replayed_rows(truths: Sequence[Truth], rows: Sequence[Row], thresholds: Sequ
             row = {"kind": truths[0].kind, "strategy": name, "threshold": threshold, "parents": len(truths)}
             row |= {"size_regret": size.estimate, "low": size.low, "high": size.high}
             row |= {"against_random": better.estimate, "against_low": better.low, "against_high": better.high}
-            names_of_rest = ("no_regret", "multiply_adds_regret", "score_regret", "violations", "mean_regret_while_running")
+            names_of_rest = (
+                "no_regret",
+                "multiply_adds_regret",
+                "score_regret",
+                "violations",
+                "mean_regret_while_running",
+            )
             found.append(row | dict(zip(names_of_rest, np.nanmean(values[:, 1:], axis=0).tolist(), strict=True)))
     return found
 
 
 def measured(truth: Truth, policies: Sequence[replay.Policy], threshold: float) -> list[float]:
-    """Size regret, whether it is 0, cost regret, score regret, violation and regret while running; means of policies."""
+    """Size regret, whether it is 0, cost regret, score regret, violation and regret while running."""
     _, _, table, reference, steps = truth
     required, fewest, whole = threshold * reference, regret.smallest(table, threshold * reference), table.whole
     horizon = steps * 2.0 * alive.count(whole)
@@ -265,7 +273,11 @@ def lattice(shapes: Sequence[Row], sizes: Sequence[int]) -> Figure:
             first, second = map(int, row["shape"].split())
             values[first - 1, second - 1] = row["mean"]
             axes.text(second, first, f"{row['mean']:.2f}", color=INK, ha="center", va="center")
-        axes.imshow(values, extent=(0.5, sizes[1] + 0.5, sizes[0] + 0.5, 0.5), cmap="viridis", vmin=0.3, vmax=1.1, alpha=0.6)
+        axes.imshow(
+            values, extent=(0.5, sizes[1] + 0.5, sizes[0] + 0.5, 0.5), cmap="viridis", vmin=0.3, vmax=1.1, alpha=0.6
+        )
+        axes.set_xticks(range(1, sizes[1] + 1))
+        axes.set_yticks(range(1, sizes[0] + 1))
         axes.set_title(kind, color=INK)
     return figure
 
@@ -297,7 +309,9 @@ def regret_curves(replayed: Sequence[Row]) -> Figure:
         others = sorted({row["strategy"] for row in own} - set(known), key=total)[:4]
         for name, colour in zip([*known, *others], COLOURS, strict=True):
             points = [row for row in own if row["strategy"] == name]
-            axes.plot([p["threshold"] for p in points], [p["size_regret"] for p in points], "-o", color=colour, label=name)
+            axes.plot(
+                [p["threshold"] for p in points], [p["size_regret"] for p in points], "-o", color=colour, label=name
+            )
         axes.set_title(kind, color=INK)
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure
@@ -314,7 +328,7 @@ WORDS = {
     "shapes": "The best sub-network of every shape, relative to the reference.",
     "replayed": "Searches replayed on the table: every set is retrained once from the parent, weights do not add up.",
     "steps": "How often the best mask is chosen on the way down, and how well masks are ordered at its beginning.",
-    "reliability": "How well two orders of the data agree; no criterion can agree better with the table than the ceiling.",
+    "reliability": "How well two orders of the data agree; no criterion can agree with the table beyond the ceiling.",
     "lattice": "Best score by shape, relative to the reference, mean of the parents (from scratch: of the draws).",
     "front": "Every sub-network, and the best ones of each size.",
     "regret": "Masks more than necessary; mean of the parents.",
@@ -325,10 +339,14 @@ def page(about: Row, tables: dict[str, list[Row]], pictures: Sequence[str]) -> s
     config = about["config"]
     title = f"Every sub-network: {config['pictures']['task']}, widths {config['widths']}"
     facts = f"{about['score']}; {'; '.join(about['pictures'])}; {about['device']}"
-    style = f"body{{background:{PAPER};color:{INK};font:15px sans-serif;max-width:1200px;margin:3em auto}}img{{width:100%}}"
+    style = (
+        f"body{{background:{PAPER};color:{INK};font:15px sans-serif;max-width:1200px;margin:3em auto}}img{{width:100%}}"
+    )
     style += "td,th{padding:2px 10px;text-align:right}table{border-collapse:collapse;font-size:13px}"
     shown = [f"<h2>{name}</h2><p>{WORDS[name]}</p><img src='{name}.png' alt='{name}'>" for name in pictures]
-    shown += [f"<h2>{name}</h2><p>{WORDS[name]} <a href='{name}.csv'>CSV</a></p>{table(tables[name])}" for name in tables]
+    shown += [
+        f"<h2>{name}</h2><p>{WORDS[name]} <a href='{name}.csv'>CSV</a></p>{table(tables[name])}" for name in tables
+    ]
     head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title><style>{style}</style>"
     return f"{head}<h1>{html.escape(title)}</h1><p>{html.escape(facts)}</p>{''.join(shown)}"
 

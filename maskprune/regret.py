@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -194,10 +194,11 @@ class Agreement(NamedTuple):
 
 def agreement(scores: Sequence[float], truth: Sequence[float]) -> Agreement:
     """Do scores order networks (or masks) as the truth does? Spearman's rho and Kendall's tau-b."""
-    scores, truth = np.asarray(scores, float), np.asarray(truth, float)
-    if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(truth) == 0:
+    ours, theirs = np.asarray(scores, float), np.asarray(truth, float)
+    if len(ours) < 2 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return Agreement(math.nan, math.nan)
-    return Agreement(float(stats.spearmanr(scores, truth)[0]), float(stats.kendalltau(scores, truth)[0]))
+    rho, tau = stats.spearmanr(ours, theirs), stats.kendalltau(ours, theirs)
+    return Agreement(float(np.asarray(rho)[0]), float(np.asarray(tau)[0]))
 
 
 def spearman_brown(reliability: float, times: float) -> float:
@@ -218,7 +219,7 @@ def ceiling(measured: np.ndarray) -> float:
     if measured.ndim != 2 or len(measured) < 2:
         raise ValueError(f"`measured` has shape {measured.shape}: give two measurements or more, float[R, N].")
     pairs = [agreement(a, b).spearman for i, a in enumerate(measured) for b in measured[i + 1 :]]
-    return math.sqrt(max(0.0, spearman_brown(float(np.mean(pairs)), len(measured))))
+    return math.sqrt(spearman_brown(max(0.0, float(np.mean(pairs))), len(measured)))
 
 
 # What one at a time can lose
@@ -271,7 +272,7 @@ class Interval(NamedTuple):
 def bootstrap(
     values: Sequence[float] | np.ndarray,
     *,
-    statistic: Callable[[np.ndarray], float] = np.mean,
+    statistic: Callable[[np.ndarray], Any] = np.mean,
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
@@ -288,11 +289,11 @@ def bootstrap(
     Returns:
         Its ends are NaN with fewer than two parents, and all is NaN with none.
     """
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return Interval(float(statistic(values)) if len(values) else math.nan, math.nan, math.nan)
-    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    drawn = [float(statistic(values[pick])) for pick in picks]
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    if len(known) < 2:
+        return Interval(float(statistic(known)) if len(known) else math.nan, math.nan, math.nan)
+    picks = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
+    drawn = [float(statistic(known[pick])) for pick in picks]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(values)), float(low), float(high))
+    return Interval(float(statistic(known)), float(low), float(high))
