@@ -70,8 +70,8 @@ class Config:
     thresholds: tuple[float, ...] = (0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
     """Shares of the reference score, in the report."""
     recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Recipe)
-    report: Path | None = None
-    """Only write the report of the study in this folder."""
+    report: tuple[Path, ...] = ()
+    """Only write the report of the study in this folder; of several, if they hold other parents of the same study."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -102,7 +102,7 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
         (sum(config.widths) > 14, f"--widths is {config.widths}: that many masks cannot be enumerated"),
         (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
         (filled.first_steps < 1, "--first-steps must be at least 1"),
-        (not all(0 < each <= 1 for each in config.thresholds), "--thresholds are shares in (0, 1]"),
+        (not 0 < min(config.thresholds, default=0) <= max(config.thresholds) <= 1, "--thresholds are shares in (0, 1]"),
     ]
     refuse("oracle.py", problems)
     return config, filled
@@ -153,16 +153,16 @@ def main(config: Config) -> Path:
     from maskprune.display import Display
 
     with Display(quiet=config.quiet) as show:
-        if config.report is None:
+        if config.report:
+            out = config.out or config.report[0]
+        else:
             config, recipe = resolve(config)
             out = config.out or Path("runs") / f"oracle-{config.tier}-{config.pictures.task}"
             run(config, recipe, out, show)
-        else:
-            out = config.report
         import oracle_report
 
         with in_a_sentence("oracle.py"):
-            page = oracle_report.write(out, config.thresholds)
+            page = oracle_report.write(config.report or (out,), out, config.thresholds)
         show.say(f"Report: {page}")
     return page
 

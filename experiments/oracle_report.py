@@ -35,10 +35,13 @@ class Truth(NamedTuple):
     steps: int  # of a session
 
 
-def write(folder: Path, thresholds: Sequence[float]) -> Path:
-    """Writes CSV tables, pictures and `report.html` into the folder of a study. Returns the page."""
-    ledger = maskprune.Ledger.read(folder / "rows.jsonl")
-    rows, sizes = ledger.rows, ledger.about["config"]["widths"]
+def write(studies: Sequence[Path], folder: Path, thresholds: Sequence[float]) -> Path:
+    """Writes CSV tables, pictures and `report.html` of one study, kept in one folder or several. Returns the page."""
+    ledgers = [maskprune.Ledger.read(study / "rows.jsonl") for study in studies]
+    about, rows = ledgers[0].about, [row for ledger in ledgers for row in ledger.rows]
+    if any(ledger.about["config"] != about["config"] for ledger in ledgers):
+        raise ValueError(f"the folders {', '.join(map(str, studies))} hold studies of different configurations")
+    sizes = about["config"]["widths"]
     truths = [truth for kind in ("ablation", *TRAINED, "path") for truth in truths_of(rows, kind)]
     # Only a table of all sub-networks can be searched.
     whole = [each for each in truths if len(each.table.scores) == len(alive.every(sizes)) and each.kind in TRAINED]
@@ -58,7 +61,7 @@ def write(folder: Path, thresholds: Sequence[float]) -> Path:
     pictures = {name: png(chart) for name, chart in charts.items()}
     for name, content in pictures.items():
         replace_file(folder / f"{name}.png", content)
-    return replace_file(folder / "report.html", page(ledger.about, tables, list(pictures)).encode())
+    return replace_file(folder / "report.html", page(about, tables, list(pictures)).encode())
 
 
 # From rows to tables of one parent
@@ -307,7 +310,7 @@ def regret_curves(replayed: Sequence[Row]) -> Figure:
         total = lambda name, own=own: sum(row["size_regret"] for row in own if row["strategy"] == name)
         known = ["oracle greedy", "random", "sequential", "ablation"]
         others = sorted({row["strategy"] for row in own} - set(known), key=total)[:4]
-        for name, colour in zip([*known, *others], COLOURS, strict=True):
+        for name, colour in zip([*known, *others], COLOURS, strict=False):
             points = [row for row in own if row["strategy"] == name]
             axes.plot(
                 [p["threshold"] for p in points], [p["size_regret"] for p in points], "-o", color=colour, label=name

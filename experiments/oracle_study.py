@@ -15,6 +15,9 @@ from typing import Any
 from protocol import Setup, make_selector
 
 
+CHUNK = 500  # steps of a dispatch at most
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Study:
     """A setup, the ledger its rows go to, and how sub-networks are trained."""
@@ -45,8 +48,10 @@ class Study:
     def train(self) -> Any:
         import maskprune
 
-        # Their number at once is fixed, so that no result depends on what else there is to train.
-        population = maskprune.make_population(self.setup.step, self.setup.task.draw, at_once=self.together)
+        # Their number at once is fixed, so that no result depends on what else there is to train. A short session is
+        # one dispatch: between two of them the host costs as much as a hundred steps of a small network.
+        options = {"chunk": min(self.steps, CHUNK), "at_once": self.together}
+        population = maskprune.make_population(self.setup.step, self.setup.task.draw, **options)
         return maskprune.train_many(population, self.setup.task.data)
 
     def evaluate(self, state: Any) -> dict[str, float]:
