@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from maskprune import alive as alive
 from maskprune import conv as conv
 from maskprune import data as data
 from maskprune import losses as losses
@@ -9,9 +10,12 @@ from maskprune import metrics as metrics
 from maskprune import models as models
 from maskprune import moves as moves
 from maskprune import record as record
+from maskprune import regret as regret
 from maskprune import repair as repair
+from maskprune import replay as replay
 from maskprune import rules as rules
 from maskprune import select as select
+from maskprune import subsets as subsets
 from maskprune import testing as testing
 from maskprune import worth as worth
 from maskprune.alter import bypass as bypass

@@ -142,9 +142,9 @@ def second_order(curvature: Curvature, *, damping: float = 1.0) -> Remove:
 
     Args:
         curvature: See `select.surgeon`.
-        damping: What is added to all eigenvalues, relative to their mean. A mask that goes is a long way
-            to go, and the quadratic holds near by: on a network trained on pictures 1 left the least loss, and 0.01 more
-            than no repair.
+        damping: What is added to all eigenvalues, relative to their mean. To lose a mask is a long way
+            to go, and the quadratic holds near by: on a network trained on pictures 1 left the least loss, and 0.01
+            more than no repair.
 
     Raises:
         ValueError: `damping` is negative.

@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"groups", "conv", "losses", "metrics", "quality", "data", "files"},
+    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
@@ -35,7 +35,7 @@ FLOORS = {
         "surgery",
         "readers",
     },
-    4: {"train", "session", "start", "handover", "task", "select", "population", "early", "race", "repair"},
+    4: {"train", "session", "start", "handover", "task", "select", "population", "early", "race", "repair", "subsets"},
     5: {
         "minimize",
         "moves",
@@ -52,6 +52,8 @@ FLOORS = {
         "_wording",
         "record",
         "ledger",
+        "regret",
+        "replay",
         "display",
         "testing",
         "__main__",
@@ -61,6 +63,10 @@ FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
 KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files"}
 KNOWS_NO_LIBRARY = {
+    "alive",
+    "subsets",
+    "regret",
+    "replay",
     "cells",
     "labels",
     "reading",
