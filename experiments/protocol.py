@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 
 Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
-Preset = Literal["quick", "full", "thesis"]
+Preset = Literal["quick", "study", "full", "thesis"]
 SelectorName = Literal[
     "cosine-min", "cosine-max", "cosine-mean", "cosine-median", "cosine-std",
     "abs-cosine-min", "abs-cosine-max", "abs-cosine-mean", "abs-cosine-median", "abs-cosine-std",
@@ -95,6 +95,7 @@ QUICK = Recipe(
 )
 PRESETS = {
     "quick": QUICK,
+    "study": dataclasses.replace(QUICK, crop=48, first_steps=800, steps=400, final_steps=400),
     "full": dataclasses.replace(QUICK, crop=96, first_steps=4000, steps=1000, final_steps=4000),
     "thesis": dataclasses.replace(
         QUICK,
