@@ -27,7 +27,7 @@ LOOKS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the session, at which children are score
 OUTCOMES = ("drop", "best")
 METHODS = ("pearson", "kendall", "spearman")
 SIZES = {
-    "quick": {"networks": 2, "replicates": 1},
+    "quick": {"networks": 3, "replicates": 2},
     "study": {"networks": 20, "replicates": 2},
     "full": {"networks": 20, "replicates": 2},
     "thesis": {"networks": 100, "replicates": 1},
@@ -186,7 +186,7 @@ def pictures(masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[An
     least = [min(group, key=lambda mask: mask["drop"]) for _, group in networks]
 
     def panel(title: str, found: Sequence[Row], layer: str | None) -> Any:
-        shown = {name: [m for m in found if m["layer"] == name] for name in layers if layer in (None, name)}
+        shown = {name: [m for m in found if m["layer"] == name and layer in (None, name)] for name in layers}
         points = {name: ([m["drop"] for m in group], [m["best"] for m in group]) for name, group in shown.items()}
         return plots.Panel(title, points)
 

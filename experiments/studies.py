@@ -7,16 +7,18 @@ of each; sessions of a block of networks are trained side by side. Nothing here 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from protocol import (
+    GLANCE,
+    PRESETS,
     Pictures,
     Preset,
     Problem,
@@ -116,7 +118,7 @@ class Study:
             block = [self.options.seed + number for number in numbers]
             if known.issuperset(block):
                 continue
-            found = mp.run_together([partial(job, seed) for seed in block], train)
+            found = mp.run_together([functools.partial(job, seed) for seed in block], train)
             new = [{"seed": seed, **row} for seed, row in zip(block, found, strict=True) if seed not in known]
             self.ledger.add(new)
             known |= {row["seed"] for row in new}
@@ -192,21 +194,117 @@ def run(program: str, config: Any, sizes: Mapping[str, Any], ask: Callable[[Stud
     from maskprune.display import Display
 
     config = chosen(config, sizes)
-    recipe = fill_in(config.options.recipe, config.options.preset, config.options.pictures)
+    preset = GLANCE if config.options.preset == "quick" else PRESETS[config.options.preset]
+    recipe = fill_in(config.options.recipe, preset, config.options.pictures)
     refuse(f"{program}.py", [*problems(config.options, recipe), *(more(config) if more else ())])
     with Display(quiet=config.options.quiet) as show:
-        return ask(begin(program, config, recipe, show), config)
+        try:
+            return ask(begin(program, config, recipe, show), config)
+        except KeyboardInterrupt:
+            show.say("Interrupted. What is finished is kept: the same command goes on from there.")
+            sys.exit(130)
 
 
-def trained_start(setup: Setup, key: Any, train: Any, *, steps: int, draw: Any = None, attempts: int = 8) -> Any:
+def trained_start(setup: Setup, key: Any, train: Any, *, steps: int) -> Any:
     """A long session from a fresh draw; dead draws are drawn again: `maskprune.train_start`."""
     import maskprune as mp
 
+    return mp.train_start(key, setup.start, _one(train, steps), trouble=setup.task.trouble)
+
+
+def _one(train: Any, steps: int) -> Any:
     def one(key: Any, state: Any, share: float) -> Any:
         (found,) = train([key], [state], steps=steps, share=share)
         return found
 
-    return mp.train_start(key, draw or setup.start, one, trouble=setup.task.trouble, attempts=attempts)
+    return one
+
+
+def from_scratch(study: Study, key: Any, train: Any, *, widths: Sequence[int], steps: int, draws: int = 4) -> Row:
+    """Trains a network of other widths from its own initial distribution, in the arrays of the full one.
+
+    Of `draws` starts that do not learn the last one is kept: a shape that hardly ever learns should look like it.
+    """
+    import maskprune as mp
+
+    setup, left = study.setup, iter(range(draws - 1))
+
+    def trouble(state: Any) -> str:
+        reason = setup.task.trouble(state)
+        return reason if reason and next(left, None) is not None else ""
+
+    start = mp.train_start(key, functools.partial(narrow, study, widths), _one(train, steps), trouble=trouble)
+    found = setup.task.evaluate(start.state)
+    return {
+        "widths": list(widths),
+        "score": float(found["score"]),
+        "relative_rmse": float(found["relative_rmse"]),
+        "steps": start.steps,
+        "learned": not setup.task.trouble(start.state),
+    }
+
+
+def narrow(study: Study, widths: Sequence[int], key: Any) -> Any:
+    """A fresh network of these widths, as enabled masks of the full one."""
+    import jax
+    import numpy as np
+
+    import maskprune as mp
+
+    options, model = study.options, study.setup.model
+    small = mp.models.fcn(widths, kernel=options.kernel, initial=study.recipe.initial).init(key)
+    grow = lambda leaf, like: np.pad(
+        leaf, [(0, most - size) for size, most in zip(leaf.shape, like.shape, strict=True)]
+    )
+    params = jax.tree.map(grow, jax.device_get(small), jax.eval_shape(model.init, key))
+    network = mp.init_network(params, model.groups)
+    extra = {group.name: range(width, group.size) for group, width in zip(network.groups, widths, strict=True)}
+    return study.setup.fresh(mp.disable(network, mp.choose(network, extra)))
+
+
+def search(study: Study, key: Any, train: Any, *, selector: Any, sample: Any, rules: Any, start: Any = None) -> Any:
+    """One whole search: `maskprune.search`. With `start`, from there, without a first session.
+
+    Raises:
+        KeyboardInterrupt: Somebody stopped it. Half a search is no row of a study.
+    """
+    import maskprune as mp
+    from maskprune.display import Display
+
+    setup, recipe = study.setup, study.recipe
+    found = mp.search(
+        key,
+        setup.start if start is None else lambda key: start,
+        train=train,
+        evaluate=setup.task.evaluate,
+        trouble=setup.task.trouble,
+        optimizer=setup.optimizer,
+        selector=lambda network: selector,
+        batch=sample,
+        rules=rules,
+        lengths=mp.Lengths(0 if start is not None else recipe.first_steps, recipe.steps, recipe.final_steps),
+        show=Display(quiet=True),
+    )
+    if found is None or found.interrupted:
+        raise KeyboardInterrupt
+    return found
+
+
+def result_of(study: Study, found: Any) -> Row:
+    """What a search found, in numbers."""
+    import maskprune as mp
+
+    judged = study.setup.task.evaluate(found.state)
+    return {
+        "widths": list(mp.count_enabled(found.state.network).values()),
+        "score": float(judged["score"]),
+        "relative_rmse": float(judged["relative_rmse"]),
+        "initial": float(found.rows[0]["score"]),
+        **mp.record.fcn_size(found.state.network),
+        "steps": found.steps,
+        "rounds": sum(row["verdict"] in ("accepted", "refused") for row in found.rows),
+        "training_seconds": round(found.training_seconds, 3),
+    }
 
 
 def score(setup: Setup, state: Any) -> float:
