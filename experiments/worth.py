@@ -27,7 +27,7 @@ SIZES = {
     "full": {"networks": 20},
     "thesis": {"networks": 100},
 }
-TESTS = ("zeroed", "disabled", "zeroed alone")
+TESTS = ("zeroed", "zeroed alone", "disabled")
 RELEARNS = ("zeroed", "zeroed alone", "control")
 
 
@@ -248,7 +248,7 @@ def likeness_picture(masks: Sequence[Row], layers: Sequence[str]) -> Any:
 
     panels = []
     for layer in layers:
-        found = {test: _of(masks, test, layer) for test in reversed(RELEARNS)}
+        found = {test: _of(masks, test, layer) for test in RELEARNS}
         points = {t: ([m["like_itself"] for m in f], [m["like_another"] for m in f]) for t, f in found.items()}
         panels.append(plots.Panel(layer, points))
     chart = plots.scatter([panels], xlabel="cosine with its own past", ylabel="largest cosine with another's past")
