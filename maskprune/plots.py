@@ -96,7 +96,7 @@ def shares(rows: Sequence[tuple[str, Mapping[int, int]]], *, xlabel: str, what: 
         counts = np.array([found.get(value, 0) for _, found in rows])
         label = f"{what} {value}" if value == values[0] else str(value)
         axes.barh(range(len(rows)), counts, left=left, color=colour, edgecolor=PALETTE.paper, label=label, height=0.72)
-        for row in np.flatnonzero(counts):
+        for row in np.flatnonzero(counts).tolist():
             ink = PALETTE.paper if colour[:3].mean() > 0.45 else PALETTE.ink
             axes.text(left[row] + counts[row] / 2, row, str(value), color=ink, fontsize=10, ha="center", va="center")
         left += counts

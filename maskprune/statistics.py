@@ -109,7 +109,7 @@ def correlation(
         return Correlation(*NOTHING, len(x))
     if clusters is None:
         deviation = math.sqrt(_variance(method, len(x), value))
-        low, high = _around(_z(value, len(x)), deviation, stats.norm.ppf(0.5 + confidence / 2))
+        low, high = _around(_z(value, len(x)), deviation, float(stats.norm.ppf(0.5 + confidence / 2)))
         return Correlation(value, low, high, _p(_z(value, len(x)), deviation), len(x))
     weights = _draw_clusters(np.asarray(clusters)[fine], resamples, seed)
     drawn = coefficient(x, y, method, weights)
@@ -144,7 +144,7 @@ def within(
     else:
         free = len(used) - 1
         deviation = math.sqrt(np.sum(share**2 * (z - mean) ** 2) * len(used) / free)
-    low, high = _around(mean, deviation, stats.t.ppf(0.5 + confidence / 2, free))
+    low, high = _around(mean, deviation, float(stats.t.ppf(0.5 + confidence / 2, free)))
     return Correlation(math.tanh(mean), low, high, _p(mean, deviation, free), int(n.sum()))
 
 

@@ -92,7 +92,10 @@ def ledgers(out):
     return sorted(out.rglob("rows.jsonl"))
 
 
-@pytest.mark.parametrize("name", OWN)
+RESUMED = [name if name in ("worth", "correlations") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_study_goes_on_where_it_stopped(tiny, finished, name, tmp_path, monkeypatch):
     out, result, _ = finished(name)
     for path in ledgers(out):  # what a stop in the second network leaves
@@ -173,7 +176,7 @@ def test_the_ceiling_is_the_root_of_the_reliability():
     """Outcomes with as much noise as truth: one has reliability 1/2, the mean of two 2/3."""
     program, rng = importlib.import_module("correlations"), np.random.default_rng(0)
     masks = []
-    for network in range(40):
+    for network in range(30):
         truth = rng.normal(size=20)
         first, second = truth + rng.normal(size=20), truth + rng.normal(size=20)
         masks += [{"network": network, "best_1": a, "best_2": b} for a, b in zip(first, second, strict=True)]
