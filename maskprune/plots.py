@@ -125,7 +125,7 @@ def lattice(
     low, high = (found.min(), found.max()) if len(found) else (0.0, 1.0)
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for number, (axes, panel) in enumerate(zip(every, panels, strict=True)):
-        axes.imshow(panel.values, cmap=_LIGHT, vmin=low, vmax=high, origin="lower")
+        axes.imshow(panel.values, cmap=_LIGHT, vmin=low, vmax=high, origin="lower", aspect="auto")
         for (row, column), value in np.ndenumerate(panel.values):
             bright = np.isfinite(value) and value > low + 0.55 * (high - low)
             words = f"{value:.2f}" if np.isfinite(value) else "–"
