@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 
 Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
-Preset = Literal["quick", "full", "thesis"]
+Preset = Literal["quick", "study", "full", "thesis"]
 SelectorName = Literal[
     "cosine-min", "cosine-max", "cosine-mean", "cosine-median", "cosine-std",
     "abs-cosine-min", "abs-cosine-max", "abs-cosine-mean", "abs-cosine-median", "abs-cosine-std",
@@ -93,8 +93,11 @@ QUICK = Recipe(
     reference="initial",
     selector="cosine-max",
 )
+STUDY = dataclasses.replace(QUICK, crop=48, steps=400, final_steps=400)
+GLANCE = dataclasses.replace(STUDY, first_steps=400, steps=200, final_steps=200)  # the studies' own "quick"
 PRESETS = {
     "quick": QUICK,
+    "study": STUDY,
     "full": dataclasses.replace(QUICK, crop=96, first_steps=4000, steps=1000, final_steps=4000),
     "thesis": dataclasses.replace(
         QUICK,
@@ -114,10 +117,10 @@ PRESETS = {
 Problem = tuple[Any, str]
 
 
-def fill_in(recipe: Recipe, preset: str, pictures: Pictures) -> Recipe:
+def fill_in(recipe: Recipe, preset: str | Recipe, pictures: Pictures) -> Recipe:
     """The recipe with everything that was not given taken from the preset."""
     given = {name: value for name, value in dataclasses.asdict(recipe).items() if value is not None}
-    filled = dataclasses.replace(PRESETS[preset], **given)
+    filled = dataclasses.replace(PRESETS[preset] if isinstance(preset, str) else preset, **given)
     shrinks = filled.crop > pictures.size and "crop" not in given
     return dataclasses.replace(filled, crop=pictures.size) if shrinks else filled
 

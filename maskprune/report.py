@@ -10,7 +10,7 @@ but its own wording and how files are written, and neither jax nor flax.
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,13 +91,41 @@ def write_report(
     Raises:
         ValueError: two picture names that would be the same file.
     """
-    files = _file_names(pictures)
-    plates = []
-    for name, picture in pictures.items():
+    plates = write_plates(folder, {name: (*_words_of(name), picture) for name, picture in pictures.items()})
+    return replace_file(folder / "report.html", _page(result, history, plates))
+
+
+def write_plates(folder: Path, pictures: Mapping[str, tuple[str, str, Image.Image]]) -> list[Plate]:
+    """Writes `pictures/NAME.png` for every name and its (title, caption, picture), and gives them back for a page.
+
+    Raises:
+        ValueError: two names that would be the same file.
+    """
+    files, plates = _file_names(pictures), []
+    for name, (title, caption, picture) in pictures.items():
         png = _png(picture)
         replace_file(folder / "pictures" / files[name], png)
-        plates.append(_plate(name, picture, png))
-    return replace_file(folder / "report.html", _page(result, history, plates).encode("utf8", "replace"))
+        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        plates.append(Plate(title, caption, uri, *picture.size))
+    return plates
+
+
+def render(
+    template: str, values: Mapping[str, Any], *, filters: Mapping[str, Callable[..., Any]] | None = None
+) -> bytes:
+    """A page from `templates/`, with every value escaped; `filters` are more of them than the usual ones."""
+    read = lambda name: (resources.files("maskprune") / "templates" / name).read_text("utf8")
+    # autoescape for everything: the choice by file ending would leave an .html.j2 template unescaped
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=wording.number, decimals=wording.decimals, duration=wording.duration)
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(values).encode("utf8", "replace")
 
 
 def _file_names(names: Mapping[str, Any]) -> dict[str, str]:
@@ -114,30 +142,26 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _plate(name: str, picture: Image.Image, png: bytes) -> Plate:
-    title, caption = _CAPTIONS.get(name, (name.replace("_", " "), ""))
-    return Plate(title, caption, "data:image/png;base64," + base64.b64encode(png).decode(), *picture.size)
+def _words_of(name: str) -> tuple[str, str]:
+    return _CAPTIONS.get(name, (name.replace("_", " "), ""))
 
 
-def _page(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]], plates: Sequence[Plate]) -> str:
+def _page(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]], plates: Sequence[Plate]) -> bytes:
     rows = [dict.fromkeys(_COLUMNS) | dict(row) for row in history]
-    # autoescape for everything: the choice by file ending would leave an .html.j2 template unescaped
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=wording.number, decimals=wording.decimals, duration=wording.duration)
-    source = (resources.files("maskprune") / "templates" / "report.html.j2").read_text("utf8")
-    return environment.from_string(source).render(
-        task=result.get("task"),
-        version=result.get("maskprune"),
-        headline=wording.headline(result),
-        meaning=wording.meaning(result),
-        ending=wording.ending(result),
-        layers=wording.layers(result.get("enabled")),
-        tables=[("Size", wording.sizes(result)), ("Quality", wording.qualities(result))],
-        plates=plates,
-        rounds=[(row, wording.layers(row["enabled"], row["chosen"])) for row in rows],
-        use_it=_USE_IT,
-        facts=wording.facts(result),
-        settings=list(wording.flattened(result.get("config"))),
+    return render(
+        "report.html.j2",
+        {
+            "task": result.get("task"),
+            "version": result.get("maskprune"),
+            "headline": wording.headline(result),
+            "meaning": wording.meaning(result),
+            "ending": wording.ending(result),
+            "layers": wording.layers(result.get("enabled")),
+            "tables": [("Size", wording.sizes(result)), ("Quality", wording.qualities(result))],
+            "plates": plates,
+            "rounds": [(row, wording.layers(row["enabled"], row["chosen"])) for row in rows],
+            "use_it": _USE_IT,
+            "facts": wording.facts(result),
+            "settings": list(wording.flattened(result.get("config"))),
+        },
     )

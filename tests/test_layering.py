@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files"},
+    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "statistics"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
@@ -54,6 +54,8 @@ FLOORS = {
         "ledger",
         "regret",
         "replay",
+        "study",
+        "plots",
         "display",
         "testing",
         "__main__",
@@ -61,7 +63,7 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files"}
+KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "statistics"}
 KNOWS_NO_LIBRARY = {
     "alive",
     "subsets",
@@ -88,9 +90,9 @@ KNOWS_NO_LIBRARY = {
 }
 LIBRARY_ROOMS = {
     "flax": {"models", "nnx", "linen"},
-    "PIL": {"data", "__main__", "report", "visualize", "_canvas", "_charts"},
+    "PIL": {"data", "__main__", "report", "visualize", "_canvas", "_charts", "plots", "study"},
     "skimage": {"data", "report", "visualize", "metrics", "quality"},
-    "matplotlib": {"report", "visualize", "_canvas", "_charts"},
+    "matplotlib": {"report", "visualize", "_canvas", "_charts", "plots"},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LONGEST_FILE = 400

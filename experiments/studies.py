@@ -1,0 +1,325 @@
+"""What studies share: their options, their ledger, and one job for every network, run in blocks that survive a stop.
+
+A study asks the same of many networks that differ in their seed. `Study.rows` runs one job per seed and keeps one row
+of each; sessions of a block of networks are trained side by side. Nothing here knows what is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from protocol import (
+    GLANCE,
+    PRESETS,
+    Pictures,
+    Preset,
+    Problem,
+    Recipe,
+    Setup,
+    fill_in,
+    in_a_sentence,
+    load_data,
+    problems_of,
+    refuse,
+    set_up,
+)
+
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every study may be told."""
+
+    pictures: Annotated[Pictures, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Pictures)
+    out: Path | None = None
+    """Output folder; a study that is there already goes on. Default: runs/<study>-<task>-<preset>."""
+    preset: Preset = "quick"
+    """quick: a minute or two. study: about a quarter of an hour on a CPU. full, thesis: longer sessions."""
+    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Recipe)
+    networks: int | None = None
+    """Networks that are asked, which differ in initial weights and order of the data. More of them extend a study."""
+    seed: int = 0
+    """Seed of the first network; the others have the ones after it."""
+    widths: tuple[int, ...] = (5, 5)
+    """Masks of each prunable layer."""
+    kernel: int = 5
+    """Kernel size, odd."""
+    at_once: int = 1
+    """Networks whose sessions are trained side by side: many keep a GPU busy. A stop costs at most their work."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def problems(options: Options, recipe: Recipe) -> list[Problem]:
+    """What may be wrong with the options, by their names."""
+    return [
+        *problems_of(options.pictures, recipe),
+        (options.networks is not None and options.networks < 1, "--networks must be at least 1"),
+        (options.at_once < 1, "--at-once must be at least 1"),
+        (min(options.widths, default=0) < 1, f"--widths is {options.widths}: give numbers, each at least 1"),
+        (options.kernel < 1 or options.kernel % 2 == 0, f"--kernel is {options.kernel}: use an odd size"),
+        (recipe.first_steps < 1, "--first-steps must be at least 1"),
+    ]
+
+
+def chosen(config: Any, sizes: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A study's configuration with the sizes that were not given taken from its preset."""
+    preset = sizes[config.options.preset]
+    own = {name: value for name, value in preset.items() if name != "networks" and getattr(config, name) is None}
+    networks = preset["networks"] if config.options.networks is None else config.options.networks
+    return dataclasses.replace(config, **own, options=dataclasses.replace(config.options, networks=networks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study at work. Build it with `begin`.
+
+    Attributes:
+        out: Its folder.
+        options: Its options, complete.
+        setup: The model and its task.
+        ledger: The rows so far.
+        show: The display.
+    """
+
+    out: Path
+    options: Options
+    setup: Setup
+    ledger: Any
+    show: Any
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
+
+    def rows(self, job: Callable[..., Row]) -> list[Row]:
+        """One row for every network, in the order of the seeds; those that the ledger holds are not asked again.
+
+        Args:
+            job: `job(seed, train) -> row`, with `train(keys, states, *, steps, share=1.0)`. Blocks are the same after
+                a stop, so what a network is told does not depend on it.
+        """
+        import maskprune as mp
+
+        count, known = self.options.networks, {row["seed"] for row in self.ledger.rows}
+        train = self.setup.training(lambda members, steps: self.show.session(self._label(members), steps))
+        for first in range(0, count, self.options.at_once):
+            numbers = range(first, min(first + self.options.at_once, count))
+            block = [self.options.seed + number for number in numbers]
+            if known.issuperset(block):
+                continue
+            found = mp.run_together([functools.partial(job, seed) for seed in block], train)
+            new = [{"seed": seed, **row} for seed, row in zip(block, found, strict=True) if seed not in known]
+            self.ledger.add(new)
+            known |= {row["seed"] for row in new}
+            self.show.end()
+            self.show.say(f"{min(first + len(block), count)} of {count} networks")
+        wanted = range(self.options.seed, self.options.seed + count)
+        rows = {row["seed"]: row for row in self.ledger.rows}
+        return [rows[seed] for seed in wanted]
+
+    def _label(self, members: int) -> str:
+        return f"{members} sessions side by side" if members > 1 else "session"
+
+    def write(self, *, title: str, question: str, sections: Sequence[Any], answers: Sequence[str] = ()) -> Path:
+        """The page of the study. It tells the command, the configuration and what the numbers rest on."""
+        from maskprune import study
+
+        about = self.ledger.about
+        path = study.write_study(
+            self.out,
+            title=title,
+            question=question,
+            answers=answers,
+            sections=sections,
+            command=command(about["config"]["study"]),
+            settings={**about["config"], "networks": self.options.networks, "first seed": self.options.seed},
+            facts=list(about["facts"].items()),
+        )
+        self.show.say(f"Report: {path}")
+        return path
+
+
+def begin(program: str, config: Any, recipe: Recipe, show: Any) -> Study:
+    """Reads the pictures and opens the ledger of a study, or goes on with the one that is there."""
+    import maskprune as mp
+
+    options = config.options
+    out = options.out or Path("runs") / f"{program}-{options.pictures.task}-{options.preset}"
+    with in_a_sentence(f"{program}.py"):
+        dataset = load_data(options.pictures, show.counting("pictures"))
+        setup = set_up(dataset, mp.models.fcn(options.widths, kernel=options.kernel, initial=recipe.initial), recipe)
+        ledger = mp.Ledger.open(out / "rows.jsonl", _about(program, config, recipe, dataset))
+    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
+    return Study(out, options, setup, ledger, show)
+
+
+def _about(program: str, config: Any, recipe: Recipe, dataset: Any) -> Row:
+    import maskprune as mp
+
+    own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "options"}
+    shape = {"widths": config.options.widths, "kernel": config.options.kernel}
+    pictures = dataclasses.asdict(config.options.pictures)
+    settings = {"study": program, **own, **shape, "pictures": pictures, "recipe": dataclasses.asdict(recipe)}
+    facts = {
+        "Data": dataset.summary(),
+        "Source": dataset.source,
+        "Device": mp.record.device(),
+        "Convolution": mp.conv.describe_way(),
+        "Versions": ", ".join(f"{name} {version}" for name, version in mp.record.versions().items()),
+    }
+    return json.loads(json.dumps({"config": settings, "facts": facts}, default=str))
+
+
+def run(program: str, config: Any, sizes: Mapping[str, Any], ask: Callable[[Study, Any], Any], more: Any = ()) -> Any:
+    """Resolves a study's options, and lets `ask(study, config)` do it.
+
+    Args:
+        program: Name of the experiment.
+        config: Its configuration, with `options`.
+        sizes: For every preset, the values of what was not given.
+        ask: Runs the study and writes its page.
+        more: `more(config) -> problems` of its own options.
+    """
+    from maskprune.display import Display
+
+    config = chosen(config, sizes)
+    preset = GLANCE if config.options.preset == "quick" else PRESETS[config.options.preset]
+    recipe = fill_in(config.options.recipe, preset, config.options.pictures)
+    refuse(f"{program}.py", [*problems(config.options, recipe), *(more(config) if more else ())])
+    with Display(quiet=config.options.quiet) as show:
+        try:
+            return ask(begin(program, config, recipe, show), config)
+        except KeyboardInterrupt:
+            show.say("Interrupted. What is finished is kept: the same command goes on from there.")
+            sys.exit(130)
+
+
+def trained_start(setup: Setup, key: Any, train: Any, *, steps: int) -> Any:
+    """A long session from a fresh draw; dead draws are drawn again: `maskprune.train_start`."""
+    import maskprune as mp
+
+    return mp.train_start(key, setup.start, _one(train, steps), trouble=setup.task.trouble)
+
+
+def _one(train: Any, steps: int) -> Any:
+    def one(key: Any, state: Any, share: float) -> Any:
+        (found,) = train([key], [state], steps=steps, share=share)
+        return found
+
+    return one
+
+
+def from_scratch(study: Study, key: Any, train: Any, *, widths: Sequence[int], steps: int, draws: int = 4) -> Row:
+    """Trains a network of other widths from its own initial distribution, in the arrays of the full one.
+
+    Of `draws` starts that do not learn the last one is kept: a shape that hardly ever learns should look like it.
+    """
+    import maskprune as mp
+
+    setup, left = study.setup, iter(range(draws - 1))
+
+    def trouble(state: Any) -> str:
+        reason = setup.task.trouble(state)
+        return reason if reason and next(left, None) is not None else ""
+
+    start = mp.train_start(key, functools.partial(narrow, study, widths), _one(train, steps), trouble=trouble)
+    found = setup.task.evaluate(start.state)
+    return {
+        "widths": list(widths),
+        "score": float(found["score"]),
+        "relative_rmse": float(found["relative_rmse"]),
+        "steps": start.steps,
+        "learned": not setup.task.trouble(start.state),
+    }
+
+
+def narrow(study: Study, widths: Sequence[int], key: Any) -> Any:
+    """A fresh network of these widths, as enabled masks of the full one."""
+    import jax
+    import numpy as np
+
+    import maskprune as mp
+
+    options, model = study.options, study.setup.model
+    small = mp.models.fcn(widths, kernel=options.kernel, initial=study.recipe.initial).init(key)
+    grow = lambda leaf, like: np.pad(
+        leaf, [(0, most - size) for size, most in zip(leaf.shape, like.shape, strict=True)]
+    )
+    params = jax.tree.map(grow, jax.device_get(small), jax.eval_shape(model.init, key))
+    network = mp.init_network(params, model.groups)
+    extra = {group.name: range(width, group.size) for group, width in zip(network.groups, widths, strict=True)}
+    return study.setup.fresh(mp.disable(network, mp.choose(network, extra)))
+
+
+def search(study: Study, key: Any, train: Any, *, selector: Any, sample: Any, rules: Any, start: Any = None) -> Any:
+    """One whole search: `maskprune.search`. With `start`, from there, without a first session.
+
+    Raises:
+        KeyboardInterrupt: Somebody stopped it. Half a search is no row of a study.
+    """
+    import maskprune as mp
+    from maskprune.display import Display
+
+    setup, recipe = study.setup, study.recipe
+    found = mp.search(
+        key,
+        setup.start if start is None else lambda key: start,
+        train=train,
+        evaluate=setup.task.evaluate,
+        trouble=setup.task.trouble,
+        optimizer=setup.optimizer,
+        selector=lambda network: selector,
+        batch=sample,
+        rules=rules,
+        lengths=mp.Lengths(0 if start is not None else recipe.first_steps, recipe.steps, recipe.final_steps),
+        show=Display(quiet=True),
+    )
+    if found is None or found.interrupted:
+        raise KeyboardInterrupt
+    return found
+
+
+def result_of(study: Study, found: Any) -> Row:
+    """What a search found, in numbers."""
+    import maskprune as mp
+
+    judged = study.setup.task.evaluate(found.state)
+    return {
+        "widths": list(mp.count_enabled(found.state.network).values()),
+        "score": float(judged["score"]),
+        "relative_rmse": float(judged["relative_rmse"]),
+        "initial": float(found.rows[0]["score"]),
+        **mp.record.fcn_size(found.state.network),
+        "steps": found.steps,
+        "rounds": sum(row["verdict"] in ("accepted", "refused") for row in found.rows),
+        "training_seconds": round(found.training_seconds, 3),
+    }
+
+
+def score(setup: Setup, state: Any) -> float:
+    return float(setup.task.evaluate(state)["score"])
+
+
+def single_masks(network: Any) -> list[tuple[str, int, Any]]:
+    """Every mask as (layer, number, the choice of it alone)."""
+    import maskprune as mp
+
+    every = [(group.name, number) for group in network.groups for number in range(group.size)]
+    return [(name, number, mp.choose(network, {name: [number]})) for name, number in every]
+
+
+def command(program: str) -> str:
+    """What was typed to start the program."""
+    given = sys.argv[1:] if Path(sys.argv[0]).stem == program else []
+    return shlex.join(["python", f"experiments/{program}.py", *given])

@@ -1,0 +1,277 @@
+"""The studies, run as a user runs them on tiny pictures: what they write, and that a stop changes nothing."""
+
+import csv
+import importlib
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from protocol import Pictures, Recipe, SelectorName
+from scipy import ndimage, stats
+from studies import Options
+
+
+# Enough for most starts to learn a threshold; Adam, because it compiles faster.
+ROUGH = {"optimizer": "adam", "batch": 4, "crop": 24, "border": 2, "first_steps": 200, "steps": 10, "final_steps": 10}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_by_one():
+    """Members are trained one after another, as larger batches are: one program for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskprune.population.CACHE", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    noise = np.random.default_rng(5).normal(size=(6, 32, 32))
+    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
+    low, high = smooth.min(), smooth.max()
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, pictures=np.round(255 * (smooth - low) / (high - low)).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(pictures, tmp_path_factory):
+    """`tiny(name, **own)` is a study's program and a configuration that takes seconds."""
+
+    def make(name, *, networks=2, out=None, recipe=(), **own):
+        program = importlib.import_module(name)
+        options = Options(
+            pictures=Pictures("threshold", pictures, size=32),
+            out=out or tmp_path_factory.mktemp(name),
+            recipe=Recipe(**{**ROUGH, **dict(recipe)}),
+            networks=networks,
+            widths=(2, 2),
+            kernel=3,
+            quiet=True,
+        )
+        return program, program.Config(options=options, **own)
+
+    return make
+
+
+def read(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def numbers(rows):
+    """Every number of a table, but the times."""
+    return [[value for name, value in row.items() if "seconds" not in name] for row in rows]
+
+
+OWN = {
+    "correlations": {"replicates": 2},
+    "worth": {},
+    "grid": {"threshold": 0.9},
+    "strategies": {"strategies": ("random", "uniform"), "thresholds": (0.9,)},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny):
+    """`finished(name)` is the folder and the result of a study of two networks; each is run once."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            program, config = tiny(name, **OWN[name])
+            known[name] = (config.options.out, program.main(config), config)
+        return known[name]
+
+    return run
+
+
+def ledgers(out):
+    return sorted(out.rglob("rows.jsonl"))
+
+
+RESUMED = [name if name in ("worth", "correlations") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_study_goes_on_where_it_stopped(tiny, finished, name, tmp_path, monkeypatch):
+    out, result, _ = finished(name)
+    for path in ledgers(out):  # what a stop in the second network leaves
+        stopped = tmp_path / path.relative_to(out)
+        stopped.parent.mkdir(exist_ok=True)
+        stopped.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]) + b'{"seed": 1, "ma')
+    program, config = tiny(name, out=tmp_path, **OWN[name])
+    again = program.main(config)
+    assert numbers(again) == numbers(result)
+    for path in out.glob("*.csv"):
+        assert numbers(read(path)) == numbers(read(tmp_path / path.name)), path.name
+
+    monkeypatch.setattr("maskprune.run_together", None)  # a finished study trains nothing
+    before = (tmp_path / "report.html").read_bytes()
+    program.main(config)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_page_with_its_tables_and_pictures_is_left(finished, name):
+    out, _, config = finished(name)
+    page = (out / "report.html").read_text("utf8")
+    assert f"python experiments/{name}.py" in page and "checksum" in page
+    for path in [*out.glob("*.csv"), *(out / "pictures").glob("*.png")]:
+        assert path.stat().st_size > 100
+        assert path.suffix == ".png" or path.name in page or path.stem in ("masks", "searches")
+    rows = [json.loads(line) for path in ledgers(out) for line in path.read_text().splitlines()[1:]]
+    assert [row["seed"] for row in rows] == [0, 1] == list(range(config.options.networks))
+
+
+def test_another_study_in_the_same_folder_is_refused(tiny, finished):
+    out, _, _ = finished("worth")
+    program, config = tiny("worth", out=out, recipe={"steps": 21})
+    with pytest.raises(SystemExit, match=r"worth\.py: .*another config"):
+        program.main(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "words"),
+    [
+        ("correlations", {"replicates": 0}, "--replicates"),
+        ("grid", {"threshold": 1.5}, "--threshold"),
+        ("strategies", {"strategies": (), "thresholds": (0.9,)}, "--strategies"),
+        ("strategies", {"strategies": ("random",), "thresholds": (2.0,)}, "--thresholds"),
+        ("worth", {"networks": 0}, "--networks"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(tiny, name, own, words, tmp_path):
+    program, config = tiny(name, out=tmp_path / "out", **own)
+    with pytest.raises(SystemExit, match=words):
+        program.main(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_correlations_hold_every_selector_and_every_way(finished):
+    out, masks, _ = finished("correlations")
+    names = get_args(SelectorName)
+    assert len(masks) == 8 and all(math.isfinite(mask[name]) for mask in masks for name in names)
+    for table, parts in (("within", 1), ("pooled", 1), ("layers", 2)):
+        rows = read(out / f"{table}.csv")
+        assert len(rows) == parts * 2 * len(names)
+        for method in ("pearson", "kendall", "spearman"):
+            assert {f"{method}{part}" for part in ("", "_low", "_high", "_p", "_p_holm", "_n")} <= rows[0].keys()
+    row = next(row for row in read(out / "pooled.csv") if (row["outcome"], row["selector"]) == ("drop", "magnitude-l1"))
+    known = stats.kendalltau([mask["magnitude-l1"] for mask in masks], [mask["drop"] for mask in masks]).statistic
+    assert float(row["kendall"]) == pytest.approx(known)
+
+
+def test_correlations_know_what_they_say_of_a_mask(finished):
+    _, masks, _ = finished("correlations")
+    for mask in masks:
+        assert mask["best"] == pytest.approx((mask["best_1"] + mask["best_2"]) / 2)
+        assert mask["drop"] <= 1
+    assert any(mask["best_1"] != mask["best_2"] for mask in masks)  # another order of the data
+
+
+def test_the_ceiling_is_the_root_of_the_reliability():
+    """Outcomes with as much noise as truth: one has reliability 1/2, the mean of two 2/3."""
+    program, rng = importlib.import_module("correlations"), np.random.default_rng(0)
+    masks = []
+    for network in range(30):
+        truth = rng.normal(size=20)
+        first, second = truth + rng.normal(size=20), truth + rng.normal(size=20)
+        masks += [{"network": network, "best_1": a, "best_2": b} for a, b in zip(first, second, strict=True)]
+    found = program.ceiling(masks, 2)
+    assert found.value == pytest.approx(math.sqrt(2 / 3), abs=0.03) and found.low < found.value < found.high
+    assert program.ceiling(masks, 1) is None
+
+
+def test_a_mask_that_is_what_it_was_is_like_itself():
+    likeness = importlib.import_module("worth").likeness
+    past = np.array([[3.0, 4.0], [4.0, -3.0]])
+    assert likeness(past, past[0], 0) == {"like_itself": 1.0, "distance": 0.0, "like_another": 0.0, "nearest": 1.0}
+    swapped = likeness(past, 2 * past[1], 0)
+    assert swapped["like_another"] == pytest.approx(1.0) and swapped["like_itself"] == pytest.approx(0.0)
+    assert swapped["nearest"] == 0.0 and swapped["distance"] == pytest.approx(math.sqrt(25 + 100) / 5)
+    assert likeness(past, np.zeros(2), 0)["distance"] == 1.0 and likeness(past, np.zeros(2), 0)["like_itself"] == 0.0
+
+
+def test_worth_asks_every_mask_by_every_test(finished):
+    out, masks, _ = finished("worth")
+    asked = {(mask["test"], mask["network"], mask["layer"], mask["mask"]) for mask in masks}
+    tests = ("zeroed", "disabled", "zeroed alone", "control")
+    assert asked == set(itertools.product(tests, (0, 1), ("conv1", "conv2"), (0, 1)))
+    for mask in masks:
+        assert ("like_itself" in mask) == (mask["test"] != "disabled")
+        if mask["test"] == "control":
+            assert mask["drop"] == 0.0 == mask["loss"] and mask["before"] == mask["at_once"]
+    row = next(row for row in read(out / "worth.csv") if (row["test"], row["layer"]) == ("disabled", "all"))
+    disabled = [mask["loss"] for mask in masks if mask["test"] == "disabled"]
+    assert float(row["loss"]) == pytest.approx(np.mean(disabled)) and row["masks"] == "8" and row["networks"] == "2"
+
+
+def test_the_grid_has_every_size_and_equal_budgets_are_equal(finished):
+    out, table, _ = finished("grid")
+    assert [row["widths"] for row in read(out / "cells.csv")] == ["1+1", "1+2", "2+1", "2+2"]
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()[1:]]
+    for row in rows:
+        assert {cell["steps"] for cell in row["full"] if cell["learned"]} <= set(range(210, 500))
+        assert all(cell["steps"] >= row["search"]["steps"] // 4 for cell in row["equal"])
+    assert [row["way"] for row in table][:3] == [
+        "grid, every size fully trained", "grid, for the steps of one search", "one search"]  # fmt: skip
+    assert table[0]["seeds"] == 2
+
+
+def test_the_grid_takes_the_smallest_that_is_good_enough():
+    best_cell = importlib.import_module("grid").best_cell
+    cells = [{"widths": w, "score": s} for w, s in (([1, 1], 0.5), ([1, 2], 0.91), ([2, 1], 0.93), ([2, 2], 1.0))]
+    assert best_cell(cells, 0.9)["widths"] == [2, 1]
+    assert best_cell(cells, 0.95)["widths"] == [2, 2] and best_cell(cells, 0.5)["widths"] == [1, 1]
+
+
+def test_a_narrow_start_is_the_small_network(tiny):
+    import jax
+    import protocol
+    import studies
+
+    import maskprune as mp
+
+    _, config = tiny("grid")
+    options = config.options
+    recipe = protocol.fill_in(options.recipe, "study", options.pictures)
+    setup = protocol.set_up(protocol.load_data(options.pictures), mp.models.fcn((2, 2), kernel=3), recipe)
+    study = studies.Study(options.out, options, setup, None, None)
+    network = studies.narrow(study, (1, 2), jax.random.key(3)).network
+    small = mp.models.fcn((1, 2), kernel=3).init(jax.random.key(3))
+    assert mp.count_enabled(network) == {"conv1": 1, "conv2": 2}
+    jax.tree.map(np.testing.assert_array_equal, mp.record.small_fcn(network), small)
+
+
+def test_strategies_name_what_they_found(finished):
+    out, searches, _ = finished("strategies")
+    assert {(each["strategy"], each["network"]) for each in searches} == set(
+        itertools.product(("random", "uniform"), (0, 1))
+    )
+    for each in searches:
+        assert each["masks"] == sum(map(int, each["widths"].split("+"))) and each["steps"] >= 210
+        assert each["ratio"] == pytest.approx(each["score"] / each["initial"])
+    starts = {(each["network"], each["initial"]) for each in searches}
+    assert len(starts) == 2  # all strategies search from the same network
+    row = read(out / "summary.csv")[0]
+    counts = [int(part.partition("×")[2]) for part in row["sizes"].split(", ")]
+    assert sum(counts) == 2 == int(row["networks"])
+    assert float(row["masks_low"]) <= float(row["masks"]) <= float(row["masks_high"])
+    assert [row["strategy"] for row in read(out / "against_random.csv")] == ["uniform"]
+
+
+def test_uniform_takes_the_same_share_of_every_layer():
+    import jax
+    import jax.numpy as jnp
+
+    import maskprune as mp
+
+    strategies = importlib.import_module("strategies")
+    model = mp.models.fcn((2, 4))
+    network = mp.init_network(model.init(jax.random.key(0)), model.groups)
+    scores = lambda key, network, batch: {"conv1": jnp.array([5.0, 0.0]), "conv2": jnp.array([3.0, 1.0, 9.0, 2.0])}
+    order = mp.select.rank(strategies.equal_shares(scores)(None, network, None), network)
+    assert order[0] == ("conv2", 1) and {order[1], order[2]} == {("conv2", 3), ("conv1", 1)}
