@@ -207,13 +207,12 @@ def pictures(masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[An
 
 def ask(study: Study, config: Config) -> list[Row]:
     """Runs the study and writes its page. Returns one row a mask."""
-    import jax
 
     from maskprune.record import write_csv
     from maskprune.study import Section
 
     names = list(get_args(SelectorName))
-    selectors = {name: jax.jit(make_selector(name, study.setup)) for name in names}
+    selectors = {name: make_selector(name, study.setup) for name in names}
     rows = study.rows(functools.partial(ask_network, study, selectors, config.replicates))
     masks = flat(rows)
     limit = ceiling(masks, config.replicates)

@@ -51,7 +51,7 @@ def ask_seed(study: Study, threshold: float, seed: int, train: Any) -> Row:
 
     recipe, setup = study.recipe, study.setup
     search_key, grid_key = jax.random.split(jax.random.key(seed))
-    selector = jax.jit(make_selector(recipe.selector, setup))
+    selector = make_selector(recipe.selector, setup)
     rules = mp.Rules(threshold=threshold, reference=recipe.reference)
     found = search(study, search_key, train, selector=selector, sample=setup.sample(recipe.selector), rules=rules)
     result = result_of(study, found)

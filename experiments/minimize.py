@@ -138,7 +138,8 @@ def choosing(config: Config, setup: Setup, network: Any) -> Any:
         model = setup.model
         cost = maskprune.cost(model.apply, network.params, setup.task.sample[0], groups=model.groups)
         made = select.weigh(made, cost.saving(measure))
-    return jax.jit(select.reverse(made) if config.reverse else made)
+    made = select.reverse(made) if config.reverse else made
+    return made if setup.recipe.selector == "probe" else jax.jit(made)  # one program; a probe trains between programs
 
 
 # The run

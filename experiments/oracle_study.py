@@ -76,9 +76,8 @@ class Study:
 
     @functools.cache  # noqa: B019  (a study lives as long as the program)
     def selector(self, name: str) -> Any:
-        import jax
 
-        return jax.jit(make_selector(name, self.setup))
+        return make_selector(name, self.setup)
 
     def try_all(self, key: Any, jobs: list[Any], steps: Any, label: str) -> Iterator[list[Any]]:
         from maskprune import subsets

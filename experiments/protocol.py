@@ -22,9 +22,11 @@ SelectorName = Literal[
     "abs-cosine-min", "abs-cosine-max", "abs-cosine-mean", "abs-cosine-median", "abs-cosine-std",
     "sequential", "random", "magnitude-l1", "magnitude-l2",
     "activation-mean", "activation-std", "activation-zeros", "taylor", "geometric-median",
+    "taylor-signed", "taylor-second", "fisher", "twin", "information", "redundancy", "surgeon",
+    "ablation", "ablation-bias", "ablation-repaired", "probe", "ensemble",
 ]  # fmt: skip
 # Selectors that look at weights only; the others are shown a sample of training crops.
-BLIND = ("cosine", "abs-cosine", "sequential", "random", "magnitude", "geometric")
+BLIND = ("cosine", "abs-cosine", "sequential", "random", "magnitude", "geometric", "twin", "probe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,8 @@ def in_a_sentence(program: str) -> Iterator[None]:
 
 # Names of the command line to factories of the library
 
+ENSEMBLE = ("ablation", "redundancy", "taylor-second")
+
 
 def load_data(pictures: Pictures, progress: Any = None) -> Any:
     from maskprune import data
@@ -263,17 +267,48 @@ def set_up(dataset: Any, model: Any, recipe: Recipe, *, loss: str = "auto", flip
 
 
 def make_selector(name: str, setup: Setup) -> Any:
-    """The selector of that name."""
-    from maskprune import select
+    """The selector of that name, compiled."""
+    import jax
 
-    model, task = setup.model, setup.task
-    plain = {"sequential": select.sequential, "random": select.random, "taylor": lambda: select.taylor(task.loss)}
+    from maskprune import curvature, repair, select
+
+    task, border = setup.task, setup.recipe.border
+    activations = lambda params, batch: setup.model.activations(params, batch[0])
+    inside = lambda values: values[:, border : values.shape[1] - border, border : values.shape[2] - border]
+    cut = lambda params, batch: {name: inside(values) for name, values in activations(params, batch).items()}
+    gauss_newton = functools.partial(curvature.gauss_newton, task.residuals, examples=4)
+    repaired = repair.least_squares(activations, border=border)
     family, _, kind = name.rpartition("-")
-    return {
+    plain = {
+        "sequential": select.sequential,
+        "random": select.random,
+        "geometric-median": select.geometric_median,
+        "taylor": lambda: select.taylor(task.loss),
+        "taylor-signed": lambda: select.taylor(task.loss, absolute=False),
+        "taylor-second": lambda: select.taylor(task.loss, 2, absolute=False),
+        "fisher": lambda: select.fisher(task.loss),
+        "twin": select.twin,
+        "information": lambda: select.information(cut, lambda batch: inside(batch[1])[..., 0]),
+        "redundancy": lambda: select.redundancy(activations, border=border),
+        "surgeon": lambda: select.surgeon(gauss_newton),
+        "ablation": lambda: select.ablation(task.loss),
+        "ablation-bias": lambda: select.ablation(task.loss, remove=repair.bias(activations, border=border)),
+        "ablation-repaired": lambda: select.ablation(task.loss, remove=repaired),
+        "probe": lambda: _probe(setup),
+        "ensemble": lambda: select.ensemble([make_selector(each, setup) for each in ENSEMBLE]),
+    }
+    families = {
         "cosine": lambda: select.cosine(kind),
         "abs-cosine": lambda: select.cosine(kind, absolute=True),
         "magnitude": lambda: select.magnitude({"l1": 1, "l2": 2}[kind]),
-        "activation": lambda: select.activation(lambda params, batch: model.activations(params, batch[0]), kind),
-        "geometric": select.geometric_median,
-        "": plain.get(kind),
-    }[family]()
+        "activation": lambda: select.activation(activations, kind),
+    }
+    made = (plain.get(name) or families[family])()
+    return made if name == "probe" else jax.jit(made)  # it trains, which does not run inside other compiled code
+
+
+def _probe(setup: Setup) -> Any:
+    from maskprune import select
+
+    train = functools.partial(setup.training(), steps=max(1, setup.recipe.steps // 2))
+    return select.probe(train, setup.task.evaluate, setup.optimizer)

@@ -55,8 +55,8 @@ def strategy(name: str, setup: Any) -> Any:
     """The selector of a strategy, compiled."""
     import jax
 
-    return jax.jit(
-        equal_shares(make_selector("magnitude-l1", setup)) if name == "uniform" else make_selector(name, setup)
+    return (
+        jax.jit(equal_shares(make_selector("magnitude-l1", setup))) if name == "uniform" else make_selector(name, setup)
     )
 
 
