@@ -276,7 +276,7 @@ def make_selector(name: str, setup: Setup) -> Any:
     activations = lambda params, batch: setup.model.activations(params, batch[0])
     inside = lambda values: values[:, border : values.shape[1] - border, border : values.shape[2] - border]
     cut = lambda params, batch: {name: inside(values) for name, values in activations(params, batch).items()}
-    gauss_newton = functools.partial(curvature.gauss_newton, task.residuals, examples=4)
+    measure = lambda network, batch: curvature.gauss_newton(task.residuals, network, batch, examples=4).matrix
     repaired = repair.least_squares(activations, border=border)
     family, _, kind = name.rpartition("-")
     plain = {
@@ -290,7 +290,7 @@ def make_selector(name: str, setup: Setup) -> Any:
         "twin": select.twin,
         "information": lambda: select.information(cut, lambda batch: inside(batch[1])[..., 0]),
         "redundancy": lambda: select.redundancy(activations, border=border),
-        "surgeon": lambda: select.surgeon(gauss_newton),
+        "surgeon": lambda: select.surgeon(measure),
         "ablation": lambda: select.ablation(task.loss),
         "ablation-bias": lambda: select.ablation(task.loss, remove=repair.bias(activations, border=border)),
         "ablation-repaired": lambda: select.ablation(task.loss, remove=repaired),
