@@ -1,5 +1,6 @@
 """Plans of search: what is tried next. See `base.py` for what a plan is."""
 
+from maskprune.moves.auto import auto as auto
 from maskprune.moves.base import Move as Move
 from maskprune.moves.base import Plan as Plan
 from maskprune.moves.base import Proposal as Proposal

@@ -36,24 +36,25 @@ def regrow(view: View) -> Generator[Proposal, Verdict, str]:
     A network from which no single mask may go can still hold the wrong ones. One disabled mask of every group comes
     back in turn, and the selector says which two of the others go.
     """
-    back = 0
-    while moves := _exchanges(view, back):
+    turn = 0
+    while moves := exchanges(view, turn, view.rules.candidates):
         verdict = yield Proposal(moves, len(moves))
         if not verdict.accepted:
             return ALL_REFUSED
-        back += 1  # other draws next time
+        turn += 1
     return NOTHING_TO_SPARE
 
 
-def _exchanges(view: View, turn: int) -> list[Move]:
-    """One mask of every group comes back in turn; for each, up to its share of the candidates."""
-    found: list[Move] = []
-    groups = view.state.network.groups.names
-    share = max(1, view.rules.candidates // len(groups))
-    for name in groups:
-        off = np.flatnonzero(~np.asarray(view.state.network.enabled[name])).tolist()
-        found += _for_one(view, (name, off[turn % len(off)]), share) if off else []
-    return found
+def exchanges(view: View, turn: int, most: int) -> list[Move]:
+    """Up to `most` moves that bring back a mask of one group and take two others, groups in turn.
+
+    Masks drawn afresh are all alike, so it is the turn that says which of a group comes back.
+    """
+    network = view.state.network
+    off = {name: np.flatnonzero(~np.asarray(flags)).tolist() for name, flags in network.enabled.items()}
+    ways = [_for_one(view, (name, masks[turn % len(masks)]), most) for name, masks in off.items() if masks]
+    in_turn = [way[place] for place in range(most) for way in ways if place < len(way)]
+    return in_turn[:most]
 
 
 def _for_one(view: View, fresh: Mask, most: int) -> list[Move]:

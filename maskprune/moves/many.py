@@ -9,23 +9,24 @@ from maskprune.moves.base import NOTHING_TO_SPARE, Mask, Masks, Move, Proposal, 
 from maskprune.network import Network, choose
 
 
-def bisect(view: View) -> Generator[Proposal, Verdict, str]:
+def bisect(view: View, tried: set[frozenset[Mask]] | None = None) -> Generator[Proposal, Verdict, str]:
     """Binary search over how many masks go at once, from the network held.
 
     Every number is tried by `rules.candidates` different sets of masks. It supposes that where so many masks may not
     go, no larger number may: about log2 of the masks to spare rounds instead of one for every mask.
     """
+    tried = set() if tried is None else tried
     few, many = 0, view.spare() + 1  # so many are gone; so many are too many
     if many == 1:
         return NOTHING_TO_SPARE
     while many - few > 1:
         middle = (few + many) // 2
-        verdict = yield Proposal([Move(each) for each in removals(view, middle - few)], many - few - 1)
+        verdict = yield Proposal([Move(each) for each in removals(view, middle - few, tried)], many - few - 1)
         few, many = (middle, many) if verdict.accepted else (few, middle)
     return f"{few} masks may go, {many} may not" if many <= few + view.spare() else NOTHING_TO_SPARE
 
 
-def removals(view: View, count: int, *, but: set[frozenset[Mask]] | None = None) -> list[Masks]:
+def removals(view: View, count: int, tried: set[frozenset[Mask]]) -> list[Masks]:
     """Up to `rules.candidates` different sets of `count` masks of the network held.
 
     The first is the greedy one: the mask that the selector would remove first goes, what is left is scored again, and
@@ -34,9 +35,9 @@ def removals(view: View, count: int, *, but: set[frozenset[Mask]] | None = None)
     Args:
         view: The search.
         count: Masks to remove.
-        but: Enabled sets, as from `alive`, that have been tried before.
+        tried: Enabled sets, as from `alive`, that were tried before; those that are found join them.
     """
-    tried, found = set(but or ()), []
+    found: list[Masks] = []
     network, whole = view.state.network, alive(view.state.network)
     seen: dict[frozenset[Mask], list[Mask]] = {}
     for start in _starts(view, seen):
