@@ -31,6 +31,11 @@ from maskprune.cost import Cost as Cost
 from maskprune.cost import Latency as Latency
 from maskprune.cost import cost as cost
 from maskprune.cost import time_calls as time_calls
+from maskprune.curvature import flatten as flatten
+from maskprune.curvature import gauss_newton as gauss_newton
+from maskprune.curvature import hessian as hessian
+from maskprune.curvature import jacobian as jacobian
+from maskprune.curvature import shift as shift
 from maskprune.export import Arrays as Arrays
 from maskprune.export import Exported as Exported
 from maskprune.export import ExportError as ExportError

@@ -32,6 +32,8 @@ class PictureTask:
 
     Attributes:
         loss: `loss(params, batch) -> float32[]`, for `make_train_step`.
+        residuals: `residuals(params, batch) -> float32[R]`: output minus target of every pixel that counts. Their mean
+            square is the loss where that is `losses.mse`. For curvature.
         draw: `draw(key, data) -> batch`, for `make_session`: random crops, (inputs, targets), float32[B, c, c, 1] each.
         data: The training pictures on the device, for `session.run`.
         evaluate: `evaluate(state) -> {"score": ..., "f1": ..., ...}` over all evaluation pictures. The score is the
@@ -43,6 +45,7 @@ class PictureTask:
     """
 
     loss: Callable[[Params, Batch], jax.Array]
+    residuals: Callable[[Params, Batch], jax.Array]
     draw: Callable[[jax.Array, DeviceSplit], Batch]
     data: DeviceSplit
     evaluate: Callable[[TrainState], dict[str, float]]
@@ -96,13 +99,19 @@ def picture_task(
         inputs, targets = found
         return loss(apply(params, inputs), targets, border=border)
 
+    def residuals(params: Params, found: Batch) -> jax.Array:
+        inputs, targets = found
+        output, target = losses.crop_border(apply(params, inputs), targets, border)
+        return (output - target).reshape(-1)
+
     def draw(key: jax.Array, split: DeviceSplit) -> Batch:
         return draw_batch(key, split, batch=batch, crop=crop, flips=flips)
 
     evaluate = _evaluation(apply, to_device(dataset.evaluation), border=border, ceiling=ceiling)
     trouble = _blindness(evaluate, constant_score(dataset.evaluation.targets[:16], border=border))
     draw_fixed = jax.jit(functools.partial(draw_batch, batch=sample, crop=crop))
-    return PictureTask(batch_loss, draw, data, evaluate, trouble, lambda: draw_fixed(jax.random.key(0), data))
+    sample_of = lambda: draw_fixed(jax.random.key(0), data)
+    return PictureTask(batch_loss, residuals, draw, data, evaluate, trouble, sample_of)
 
 
 def _evaluation(

@@ -79,6 +79,15 @@ def test_the_evaluation_is_that_of_all_pictures_whole(border, targets, rng):
     assert found["score"] == found["f1"]
 
 
+def test_the_mean_square_of_the_residuals_is_the_loss(rng):
+    task = picture_task(apply, dataset(rng), border=3, crop=10, batch=2)
+    batch, params = task.draw(jax.random.key(0), task.data), state_of(0.7, 0.1).network.params
+    found = task.residuals(params, batch)
+    assert found.shape == (2 * 4 * 4,)
+    assert float(jnp.mean(jnp.square(found))) == pytest.approx(float(task.loss(params, batch)), rel=1e-6)
+    assert found[0] == pytest.approx(float(0.7 * batch[0][0, 3, 3, 0] + 0.1 - batch[1][0, 3, 3, 0]), rel=1e-5)
+
+
 def test_the_score_is_the_soft_f1_of_each_picture_then_their_mean(rng):
     data = dataset(rng)
     task = picture_task(apply, data, border=2, crop=16)
