@@ -1,7 +1,7 @@
 """Larger batches, when they are worth it: several gradients averaged into one update.
 
-Early in a session every gradient points downhill well enough; late, what is left is mostly the noise of the batches, and
-it falls with their size. A batch of another size would be another program; to wait for several of the same size is
+Early in a session every gradient points downhill well enough; late, what is left is mostly the noise of the batches,
+and it falls with their size. A batch of another size would be another program; to wait for several of the same size is
 not. Knows optax and pytrees, no network.
 """
 
@@ -59,7 +59,7 @@ def accumulate(
 
 
 def doubling(times: int = 3, *, start: float = 0.5) -> Callable[[jax.Array], jax.Array]:
-    """A schedule for `accumulate`: 1 up to a share `start` of the session, then 2, 4, ... 2**times, for equal shares."""
+    """A schedule for `accumulate`: 1 up to a share `start` of the session, then 2, 4, ... 2**times, equally long."""
     if times < 0 or not 0 <= start < 1:
         raise ValueError(f"`times` is {times} and `start` {start}: use 0 or more, and a share in [0, 1).")
 

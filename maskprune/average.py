@@ -1,8 +1,9 @@
 """The average of the weights over the end of a session, on which the session lands with its last step.
 
-Near a minimum an optimizer with a step of some length circles around it, driven by the noise of its batches; the average
-of where it was lies closer to the middle. The average is part of the optimizer's memory and the landing is an update
-like any other, so steps, sessions, populations and stepping back need not know of it. Knows optax and pytrees, no network.
+Near a minimum an optimizer with a step of some length circles around it, driven by the noise of its batches; the
+average of where it was lies closer to the middle. The average is part of the optimizer's memory and the landing is an
+update like any other, so steps, sessions, populations and stepping back need not know of it. Knows optax and pytrees,
+no network.
 """
 
 from __future__ import annotations
