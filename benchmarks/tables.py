@@ -248,6 +248,23 @@ def minimization(result: Result) -> str:
     return markdown([*head, "score"], lines) + ("\n\n" + " ".join(said) if said else "")
 
 
+def convergence(result: Result) -> str:
+    rows = result["rows"]
+    kinds = list(dict.fromkeys((row["network"], row["start"]) for row in rows))
+    lines = []
+    for name in unique(rows, "name"):
+        cells = [name]
+        for network, start in kinds:
+            row = next(iter(where(rows, network=network, start=start, name=name)), None)
+            cells.append(f"**{row['median']:.4f}** ({span(row['relative_rmse'], '.3f')})" if row else "")
+        mine = where(rows, name=name)
+        cells += [times(float(np.median([row["ratio_to_first"] for row in mine])))]
+        cells += [f"{np.mean([row['good'] for row in mine]):.0%}"]
+        lines.append(cells)
+    head = ["relative RMSE, median (span)", *(f"{network}, {start}" for network, start in kinds)]
+    return markdown([*head, "time of a step", f"below {result['good']:g}"], lines)
+
+
 def selector_time(result: Result) -> str:
     rows, networks = result["rows"], unique(result["rows"], "network")
     names = [name for name in unique(rows, "name") if not name.endswith(", compiled")]
@@ -387,6 +404,16 @@ SECTIONS = (
         "several searches at once, their search time is that of the longest, their steps are summed.",
         "python benchmarks/minimization.py --runs quick candidates replicas --seeds 3 --replicas 3 --json FILE",
         minimization,
+    ),
+    Section(
+        "convergence",
+        "Recipes of training",
+        "The relative RMSE that a session reaches in the time of the first recipe's, on the evaluation pictures of the "
+        "Sobel task: several seeds, the same starts and the same wall time for all recipes, compilation apart. "
+        "`scratch` is a fresh draw that is not blind, `continued` a network that lost a mask. The last column counts "
+        "all sessions of a recipe.",
+        "python benchmarks/convergence.py --seeds 3 --json FILE",
+        convergence,
     ),
     Section(
         "selector_time",

@@ -18,6 +18,8 @@ from maskprune import select as select
 from maskprune import subsets as subsets
 from maskprune import testing as testing
 from maskprune import worth as worth
+from maskprune.accumulate import accumulate as accumulate
+from maskprune.accumulate import doubling as doubling
 from maskprune.alter import bypass as bypass
 from maskprune.alter import disable as disable
 from maskprune.alter import enable as enable
@@ -26,6 +28,7 @@ from maskprune.alter import reinitialize as reinitialize
 from maskprune.alter import thaw as thaw
 from maskprune.alter import why_no_bypass as why_no_bypass
 from maskprune.alter import zero_weights as zero_weights
+from maskprune.average import land_on_average as land_on_average
 from maskprune.compact import CompactionError as CompactionError
 from maskprune.compact import check_same as check_same
 from maskprune.compact import compact as compact
@@ -54,8 +57,12 @@ from maskprune.groups import Slice as Slice
 from maskprune.handover import compact_network as compact_network
 from maskprune.handover import compact_state as compact_state
 from maskprune.hold import cosine as cosine
+from maskprune.hold import level as level
+from maskprune.hold import restarts as restarts
 from maskprune.hold import scale_by_progress as scale_by_progress
 from maskprune.ledger import Ledger as Ledger
+from maskprune.levenberg import levenberg as levenberg
+from maskprune.levenberg import make_levenberg_step as make_levenberg_step
 from maskprune.minimize import minimize as minimize
 from maskprune.network import Network as Network
 from maskprune.network import choose as choose
@@ -89,6 +96,7 @@ from maskprune.shrink import ShrinkError as ShrinkError
 from maskprune.shrink import shrink as shrink
 from maskprune.soap import scale_by_soap as scale_by_soap
 from maskprune.soap import soap as soap
+from maskprune.soap import soap_averaged as soap_averaged
 from maskprune.start import train_start as train_start
 from maskprune.task import PictureTask as PictureTask
 from maskprune.task import picture_task as picture_task

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -67,5 +68,44 @@ def scale_by_progress(schedule: Callable[[jax.Array], jax.Array]) -> optax.Gradi
 
 def cosine(progress: jax.Array, *, warmup: float = 0.02) -> jax.Array:
     """Linear warm-up over the first `warmup` of a session, then half a cosine from 1 to 0."""
-    rise = jnp.minimum(progress / warmup, 1.0) if warmup > 0 else 1.0
-    return rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return level(progress, warmup=warmup) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+def level(progress: jax.Array, *, warmup: float = 0.02) -> jax.Array:
+    """Linear warm-up over the first `warmup` of a session, then 1 to its end: for `land_on_average`."""
+    return jnp.minimum(progress / warmup, 1.0) if warmup > 0 else jnp.ones_like(progress)
+
+
+def restarts(
+    cycles: int = 3, *, growth: float = 2.0, decay: float = 1.0, warmup: float = 0.02
+) -> Callable[[jax.Array], jax.Array]:
+    """A schedule of several half cosines, one after another: every new one leaves the valley the last one settled in.
+
+    Args:
+        cycles: How many, at least 1; with 1 it is `cosine`.
+        growth: How many times as long as the one before a cycle is, positive.
+        decay: What a restart multiplies the peak with.
+        warmup: Share of the *session* over which the first cycle rises. Restarts begin at their peak: the optimizer's
+            moments are warm by then.
+
+    Returns:
+        `schedule(progress) -> factor`, for `scale_by_progress`.
+
+    Raises:
+        ValueError: `cycles` or `growth` is out of range.
+
+    References:
+        Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017.
+    """
+    if cycles < 1 or growth <= 0:
+        raise ValueError(f"`cycles` is {cycles} and `growth` {growth}: use 1 cycle or more, and a positive growth.")
+    lengths = growth ** np.arange(cycles, dtype=np.float64)
+    ends = np.cumsum(lengths) / np.sum(lengths)
+    begins = np.concatenate([[0.0], ends[:-1]])
+
+    def schedule(progress: jax.Array) -> jax.Array:
+        now = jnp.sum(progress >= jnp.asarray(begins[1:], jnp.float32))  # how many restarts are behind us
+        begin, end = (jnp.asarray(each, jnp.float32)[now] for each in (begins, ends))
+        return level(progress, warmup=warmup) * decay**now * cosine((progress - begin) / (end - begin), warmup=0.0)
+
+    return schedule

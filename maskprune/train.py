@@ -62,8 +62,8 @@ def make_train_step(
     """Makes `step(state, batch, *, key=None, progress=0.0, rate=1.0) -> (state, info)`, ready for `jit` and `vmap`.
 
     Frozen and disabled entries come out bit-identical under any optimizer. The learning-rate schedule may read
-    `progress` (see `scale_by_progress`). Every update is multiplied by `rate`: where the learning rate is the
-    optimizer's last factor, as in all of optax's own, that is another learning rate.
+    `progress` (see `scale_by_progress`), and `rate`. Every update is multiplied by `rate`: where the learning rate is
+    the optimizer's last factor, as in all of optax's own, that is another learning rate.
 
     Args:
         loss: `loss(params, batch) -> float32[]`; `params` are the effective parameters. With `stateful`,
@@ -80,19 +80,43 @@ def make_train_step(
         state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0, rate: Any = 1.0
     ) -> Any:
         (value, model_state), grads = _gradients(full_loss, state, batch, key)
-        network, moves = state.network, trainable(state.network)
-        updates, opt_state = held(optimizer, trained_leaves(network)).update(
-            grads, state.opt_state, network.params, trainable=moves, progress=progress
-        )
-        updates = jax.tree.map(lambda update: update * jnp.asarray(rate, update.dtype), updates)
-        # Adding zero is not quite nothing (-0.0, subnormals): held entries are selected, not added to.
-        params = jax.tree.map(jnp.where, moves, optax.apply_updates(network.params, updates), network.params)
-        network = dataclasses.replace(network, params=params)
-        after = TrainState(network=network, opt_state=opt_state, model_state=model_state, step=state.step + 1)
-        moved = jax.tree.map(lambda moves, leaf: jnp.where(moves, leaf, 0), moves, params)  # held ones may store NaN
-        return after, StepInfo(loss=value, finite=jnp.isfinite(value) & _all_finite(moved))
+        found, arguments = (value, model_state), {"progress": progress}
+        return take_updates(optimizer, state, grads, found=found, rate=rate, arguments=arguments)
 
     return step
+
+
+def take_updates(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    updates: Any,
+    *,
+    found: tuple[jax.Array, Any],
+    rate: Any,
+    arguments: dict[str, Any],
+) -> tuple[TrainState, StepInfo]:
+    """What every kind of step ends with: the optimizer's updates, applied where entries may move.
+
+    Args:
+        optimizer: Made `state`.
+        state: Before the step.
+        updates: What the optimizer is given, such as gradients.
+        found: The loss before the step, and the model state after it.
+        rate: Multiplies what the optimizer returns; it is told as well.
+        arguments: Further extra arguments of its `update`.
+    """
+    network, moves = state.network, trainable(state.network)
+    updates, opt_state = held(optimizer, trained_leaves(network)).update(
+        updates, state.opt_state, network.params, trainable=moves, rate=rate, **arguments
+    )
+    updates = jax.tree.map(lambda update: update * jnp.asarray(rate, update.dtype), updates)
+    # Adding zero is not quite nothing (-0.0, subnormals): held entries are selected, not added to.
+    params = jax.tree.map(jnp.where, moves, optax.apply_updates(network.params, updates), network.params)
+    network = dataclasses.replace(network, params=params)
+    (value, model_state), step = found, state.step + 1
+    after = TrainState(network=network, opt_state=opt_state, model_state=model_state, step=step)
+    moved = jax.tree.map(lambda moves, leaf: jnp.where(moves, leaf, 0), moves, params)  # held ones may store NaN
+    return after, StepInfo(loss=value, finite=jnp.isfinite(value) & _all_finite(moved))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -97,6 +97,17 @@ def test_selector_time(run):
     assert all(row["steps"] == pytest.approx(row["median_ms"] / first["median_ms"]) for row in rest)
 
 
+@pytest.mark.slow
+def test_convergence(run):
+    small = ("--networks", "2,2", "--starts", "scratch", "--steps", 40, "--seeds", 1, "--size", 96)
+    found = run("convergence", *small, "--recipes", "soap", "levenberg")
+    assert found.keys() == {*FACTS, "steps", "seeds", "good"}
+    first, second = found["rows"]
+    assert (first["name"], first["steps"], first["ratio_to_first"]) == ("soap", 40, 1)
+    assert second["steps"] == max(1, round(40 / second["ratio_to_first"]))
+    assert all(len(row["relative_rmse"]) == 1 and row["median"] > 0 for row in found["rows"])
+
+
 def test_every_family_of_selectors_is_timed(program):
     known = program("selector_time").selectors(program("common").problem(16, 1))
     families = {"cosine", "magnitude", "activation", "taylor", "geometric", "sequential", "random"}
@@ -266,6 +277,13 @@ MADE_UP = {
             "masks": [[1, 3], [2, 2]], "scores": [0.9, 0.91],
         }
     ],
+    "convergence_toy": [
+        {
+            "network": "1-2-2-1", "start": "scratch", "name": name, "steps": 800, "step_ms": 2.0, "compile_s": 1.0,
+            "ratio_to_first": ratio, "relative_rmse": [0.04, 0.06, 0.0701], "median": 0.06, "good": 0.25,
+        }
+        for name, ratio in (("soap", 1.0), ("levenberg", 20.0))
+    ],
     "selector_time_toy": [
         {"network": "1-5-5-1", "name": "training step", "median_ms": 4.0, "steps": 1.0},
         {"network": "1-5-5-1", "name": "taylor", "median_ms": 8.0, "steps": 2.0},
@@ -291,6 +309,7 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         more = {"device": "abacus", "convolution": "native (beads)", "versions": {"jax": "0.0.1"}}
         more |= {"replicas_speedup": 1.25} if name == "minimization_toy" else {}
         more |= {"peak": {"one_core_gflops": 60.0, "all_cores_gflops": 120.0, "cores": 2}} if "roof" in name else {}
+        more |= {"good": 0.05} if name == "convergence_toy" else {}
         more |= {"driver": "9.9", "note": "Counted by hand."} if name == "step_profile_toy" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps({**more, "rows": rows}))
     (tmp_path / "something_else.json").write_text("{}")
@@ -305,6 +324,8 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         "| 1-5-5-1, compacted | 275 | 0.40 × |",
         "| replicas `--replicas 2` | 0 | 99.5 | 88.0 | 3.0 | 15% | 12,345 | (1,3) (2,2) | 0.900–0.910 |",
         "**1.25 times** as fast",
+        "| relative RMSE, median (span) | 1-2-2-1, scratch | time of a step | below 0.05 |",
+        "| levenberg | **0.0600** (0.040–0.070) | 20.0 × | 25% |",
         "| taylor | 8 ms = 2 |  |",
         "driver 9.9; jax 0.0.1.\n\nCounted by hand.\n\n| microseconds of a step | 64², one network | 64², 8 members |",
         "| convolution, forward, layer 1 | 12.3 (25%) |  |",

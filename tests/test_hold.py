@@ -15,13 +15,17 @@ from toys import concat_toy
 
 from maskprune import (
     Groups,
+    accumulate,
     choose,
+    cosine,
     disable,
     enable,
     freeze,
     init_network,
     init_state,
+    land_on_average,
     make_train_step,
+    restarts,
     scale_by_progress,
     soap,
     thaw,
@@ -41,6 +45,8 @@ OPTIMIZERS = {
     "clipped adam": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2)),
     "decayed adam": optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1), optax.scale(-1e-2)),
     "soap": soap(1e-2),
+    "averaged soap": optax.chain(soap(1e-2), land_on_average(0.0)),
+    "soap on two batches": accumulate(soap(1e-2), lambda progress: jnp.int32(2)),
 }
 TARGET = jnp.asarray(np.random.default_rng(9).normal(size=(7, 2)), jnp.float32)
 
@@ -199,3 +205,22 @@ def test_learning_rate_follows_the_share_of_the_session():
     for progress, factor in [(0.0, 1.0), (0.25, 0.75), (0.5, 0.5)]:
         found, _ = transform.update({"w": jnp.full(2, 4.0)}, optax.EmptyState(), progress=progress)
         assert np.array_equal(jax.tree.leaves(found)[0], np.full(2, 4 * factor))
+
+
+def test_restarts_are_cosines_one_after_another():
+    schedule = restarts(3, growth=2.0, decay=0.5, warmup=0.0)
+    progress = jnp.asarray([0.0, 0.5 / 7, 1 / 7 - 1e-4, 1 / 7 + 1e-6, 2 / 7, 3 / 7 - 1e-4, 3 / 7 + 1e-6, 5 / 7, 0.9999])
+    wanted = [1, 0.5, 0, 0.5, 0.25, 0, 0.25, 0.125, 0]
+    np.testing.assert_allclose(jax.vmap(schedule)(progress), wanted, atol=1e-4)
+
+
+def test_one_cycle_is_the_cosine_and_only_the_first_one_warms_up():
+    progress = jnp.linspace(0.0, 0.999, 50)
+    np.testing.assert_allclose(jax.vmap(restarts(1))(progress), jax.vmap(cosine)(progress), atol=1e-6)
+    assert float(restarts(2, growth=1.0)(jnp.float32(0.5))) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("cycles", "growth"), [(0, 2.0), (2, 0.0)])
+def test_restarts_refuse_what_makes_no_cycle(cycles, growth):
+    with pytest.raises(ValueError, match=f"`cycles` is {cycles} and `growth` {growth}"):
+        restarts(cycles, growth=growth)

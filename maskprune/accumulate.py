@@ -1,0 +1,70 @@
+"""Larger batches, when they are worth it: several gradients averaged into one update.
+
+Early in a session every gradient points downhill well enough; late, what is left is mostly the noise of the batches,
+and it falls with their size. A batch of another size would be another program; to wait for several of the same size is
+not. Knows optax and pytrees, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class AccumulateState(NamedTuple):
+    """The optimizer's own state, the mean of the gradients that wait, and int32[], how many these are."""
+
+    inner: Any
+    mean: Any
+    waiting: jax.Array
+
+
+def accumulate(
+    optimizer: optax.GradientTransformation, batches: Callable[[jax.Array], jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+    """Updates once for every `batches(progress)` gradients, with their mean; the steps between change nothing.
+
+    `optax.MultiSteps` counts updates; this one goes by the share of the session that is done, as all schedules here,
+    so one compilation serves every length. Gradients that wait when a session ends are lost.
+
+    Args:
+        optimizer: What is given the means.
+        batches: Maps progress, float32[] in [0, 1), to how many gradients make an update; `doubling()` is one.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> AccumulateState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AccumulateState(optimizer.init(params), zeros, jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, progress: Any = 0.0, **extra_args: Any
+    ) -> tuple[Any, AccumulateState]:
+        waiting = state.waiting + 1
+        mean = jax.tree.map(lambda m, u: m + (u - m) / waiting.astype(u.dtype), state.mean, updates)
+        nothing = jax.tree.map(jnp.zeros_like, updates)
+
+        def full() -> tuple[Any, AccumulateState]:
+            found, inner = optimizer.update(mean, state.inner, params, progress=progress, **extra_args)
+            return found, AccumulateState(inner, nothing, jnp.zeros_like(waiting))
+
+        wait = lambda: (nothing, AccumulateState(state.inner, mean, waiting))
+        return jax.lax.cond(waiting >= batches(jnp.asarray(progress, jnp.float32)), full, wait)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def doubling(times: int = 3, *, start: float = 0.5) -> Callable[[jax.Array], jax.Array]:
+    """A schedule for `accumulate`: 1 up to a share `start` of the session, then 2, 4, ... 2**times, equally long."""
+    if times < 0 or not 0 <= start < 1:
+        raise ValueError(f"`times` is {times} and `start` {start}: use 0 or more, and a share in [0, 1).")
+
+    def batches(progress: jax.Array) -> jax.Array:
+        turns = jnp.ceil(times * (progress - start) / (1 - start))
+        return 2 ** jnp.clip(turns, 0, times).astype(jnp.int32)
+
+    return batches
