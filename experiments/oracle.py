@@ -79,7 +79,7 @@ class Config:
 # What a tier changes: of the pictures, the recipe (over the preset "quick") and the network.
 TIERS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
     "small": ({"size": 64}, {"crop": 32, "first_steps": 1200, "steps": 200}, (3, 3)),
-    "cpu": ({"size": 128}, {"crop": 48, "first_steps": 800, "steps": 300}, (5, 5)),
+    "cpu": ({"size": 128}, {"crop": 48, "first_steps": 800, "steps": 400}, (5, 5)),
     "full": ({}, {"crop": 128, "batch": 3, "first_steps": 10_000, "steps": 2_000}, (5, 5)),
 }
 NETWORKS_AT_ONCE = 128  # on a GPU

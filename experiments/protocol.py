@@ -58,7 +58,7 @@ class Recipe:
     initial: Literal["he", "thesis"] | None = None
     """Distribution of the initial weights."""
     optimizer: Literal["soap", "adam"] | None = None
-    """soap: Adam in the gradients' eigenbasis, cosine schedule. adam: plain, constant rate."""
+    """soap: Adam in the gradients' eigenbasis, a plateau and down. adam: plain, constant rate."""
     learning_rate: float | None = None
     """Peak learning rate."""
     batch: int | None = None
@@ -84,7 +84,7 @@ class Recipe:
 QUICK = Recipe(
     initial="he",
     optimizer="soap",
-    learning_rate=2e-2,
+    learning_rate=1e-2,
     batch=8,
     crop=64,
     border=6,

@@ -58,6 +58,7 @@ from maskprune.handover import compact_network as compact_network
 from maskprune.handover import compact_state as compact_state
 from maskprune.hold import cosine as cosine
 from maskprune.hold import level as level
+from maskprune.hold import plateau as plateau
 from maskprune.hold import restarts as restarts
 from maskprune.hold import scale_by_progress as scale_by_progress
 from maskprune.ledger import Ledger as Ledger

@@ -76,6 +76,15 @@ def level(progress: jax.Array, *, warmup: float = 0.02) -> jax.Array:
     return jnp.minimum(progress / warmup, 1.0) if warmup > 0 else jnp.ones_like(progress)
 
 
+def plateau(progress: jax.Array, *, warmup: float = 0.02, until: float = 0.7) -> jax.Array:
+    """Linear warm-up, then 1 up to a share `until` of the session, then straight down to 0.
+
+    References:
+        Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations, NeurIPS 2024.
+    """
+    return level(progress, warmup=warmup) * jnp.minimum(1.0, (1.0 - progress) / (1.0 - until))
+
+
 def restarts(
     cycles: int = 3, *, growth: float = 2.0, decay: float = 1.0, warmup: float = 0.02
 ) -> Callable[[jax.Array], jax.Array]:

@@ -15,22 +15,22 @@ import jax.numpy as jnp
 import optax
 
 from maskprune.average import land_on_average
-from maskprune.hold import cosine, level, scale_by_progress
+from maskprune.hold import level, plateau, scale_by_progress
 
 
-def soap(learning_rate: float = 2e-2) -> optax.GradientTransformation:
-    """The recipe that measured best for small convolutions: SOAP, warm-up, and half a cosine over every session.
+def soap(learning_rate: float = 1e-2) -> optax.GradientTransformation:
+    """The recipe that measured best for small convolutions: SOAP of short memory, a plateau, and straight down to 0.
 
     Args:
-        learning_rate: Peak step length of every entry, in the rotated coordinates.
+        learning_rate: Step length of every entry on the plateau, in the rotated coordinates.
     """
-    return optax.chain(scale_by_soap(), scale_by_progress(cosine), optax.scale(-learning_rate))
+    return optax.chain(scale_by_soap(b2=0.9), scale_by_progress(plateau), optax.scale(-learning_rate))
 
 
 def soap_averaged(learning_rate: float = 1e-2) -> optax.GradientTransformation:
-    """Goes lower than `soap` in the same time: a shorter memory, a level rate, and a landing on the average.
+    """Less squared error than `soap` in the same time, but no better F1: a level rate, and a landing on the average.
 
-    The average over the last quarter of a session takes the place of the cosine. A session that ends before its time
+    The average over the last quarter of a session takes the place of the way down. A session that ends before its time
     does not land: for those, such as the ones that `stagnation` ends, take `soap`. Measured in
     `benchmarks/convergence.py`.
 
