@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
 Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
@@ -165,6 +165,7 @@ def in_a_sentence(program: str) -> Iterator[None]:
 
 # Names of the command line to factories of the library
 
+StrategyName = Literal["one-by-one", "ablation", "raced", "batches", "bisect", "beam", "grow", "auto"]
 ENSEMBLE = ("ablation", "redundancy", "taylor-second")
 
 
@@ -312,3 +313,28 @@ def _probe(setup: Setup) -> Any:
 
     train = functools.partial(setup.training(), steps=max(1, setup.recipe.steps // 2))
     return select.probe(train, setup.task.evaluate, setup.optimizer)
+
+
+class Strategy(NamedTuple):
+    """A way to search: how the next moves are planned, by which rules, in which order masks go."""
+
+    plan: Callable[[], Any]
+    rules: dict[str, Any]
+    selector: str
+
+
+def strategies() -> dict[str, Strategy]:
+    """The ways to search, by name."""
+    from maskprune import moves
+
+    raced = {"candidates": 8, "racing": True}
+    return {
+        "one-by-one": Strategy(lambda: moves.one_by_one, {}, "cosine-max"),
+        "ablation": Strategy(lambda: moves.one_by_one, {}, "ablation"),
+        "raced": Strategy(lambda: moves.one_by_one, {"candidates": 4, "racing": True}, "ablation"),
+        "batches": Strategy(lambda: moves.one_by_one, {"count": 4}, "ablation"),
+        "bisect": Strategy(lambda: moves.bisect, raced, "ablation"),
+        "beam": Strategy(lambda: moves.beam(3), {"candidates": 3}, "ablation"),
+        "grow": Strategy(lambda: moves.grow, {"candidates": 4, "racing": True}, "ablation"),
+        "auto": Strategy(lambda: moves.auto(3), {"candidates": 16, "racing": True, "early": 0.0}, "ablation"),
+    }

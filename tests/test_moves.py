@@ -1,0 +1,181 @@
+"""Plans on networks whose scores are known: what they propose, what they find, and why they end."""
+
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from maskprune import moves, select
+from maskprune.alter import disable, freeze
+from maskprune.groups import Group, Groups, Slice
+from maskprune.minimize import minimize
+from maskprune.moves.base import Move, alive, apply_move
+from maskprune.network import choose, count_enabled, effective_params, init_network, list_masks
+from maskprune.rounds import Limits, Rules
+from maskprune.session import SessionReport
+from maskprune.train import init_state
+
+
+OPTIMIZER = optax.adam(0.1)
+PLANS = {
+    "one_by_one": moves.one_by_one,
+    "bisect": moves.bisect,
+    "beam": moves.beam(2),
+    "grow": moves.grow,
+    "regrow": moves.regrow,
+    "auto": moves.auto(2),
+}
+
+
+def network(**sizes):
+    slices = {name: (Slice(name, 0, tuple(range(size)), "out"),) for name, size in sizes.items()}
+    groups = Groups(tuple(Group(name, size, slices[name]) for name, size in sizes.items()))
+    return init_network({name: np.arange(1.0, size + 1, dtype=np.float32) for name, size in sizes.items()}, groups)
+
+
+def idle(keys, states, *, share=1.0):
+    return [(state, SessionReport(np.zeros(10, np.float32), True, "", 0.0)) for state in states]
+
+
+def enabled(network):
+    return {(name, n) for name, numbers in list_masks(network.enabled).items() for n in numbers}
+
+
+def needs(*masks):
+    """Scores 1 with all of these masks, and half as much for each that is missing."""
+    return lambda state: {"score": 0.5 ** len(set(masks) - enabled(state.network))}
+
+
+def at_least(count):
+    """Any so many masks are enough."""
+    return lambda state: {"score": 1.0 if len(enabled(state.network)) >= count else 0.1}
+
+
+def search(start, evaluate, plan, *, rules=None, limits=None, init=None, selector=None):
+    return list(
+        minimize(
+            jax.random.key(0), init_state(start, OPTIMIZER), train=lambda key, state: idle([key], [state])[0],
+            train_many=idle, evaluate=evaluate, optimizer=OPTIMIZER, selector=selector or select.sequential(),
+            plan=plan, rules=rules or Rules(candidates=4), limits=limits, init=init,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_every_plan_keeps_what_a_search_promises(name, candidates):
+    start = network(a=4, b=3, c=1)
+    start = disable(freeze(start, choose(start, {"a": [2]})), choose(start, {"b": [0]}))
+    rounds = search(start, at_least(4), PLANS[name], rules=Rules(candidates=candidates), limits=Limits(rounds=60))
+    assert rounds[-1].stop and not any(row.stop for row in rounds[:-1]) and len(rounds) < 60
+    held = rounds[0].state
+    for row in rounds[1:]:
+        counts = count_enabled(row.judged)
+        assert min(counts.values()) >= 1 and ("a", 2) in enabled(row.judged) and len(row.rivals) < 8
+        assert (row.state is not held) == row.accepted == (row.score >= row.required)
+        if row.accepted:
+            assert sum(counts.values()) < len(enabled(held.network))
+        held = row.state
+    assert len(enabled(held.network)) >= 4
+
+
+@pytest.mark.parametrize("name", ["one_by_one", "bisect", "beam", "auto"])
+def test_exactly_the_useless_masks_of_a_teacher_go(name):
+    useful = {("a", 1), ("a", 4), ("b", 0)}
+    worth = lambda key, network, batch: {
+        group.name: np.array([float((group.name, n) in useful) for n in range(group.size)]) for group in network.groups
+    }
+    rounds = search(network(a=5, b=3), needs(*useful), PLANS[name], selector=worth)
+    assert enabled(rounds[-1].state.network) == useful
+
+
+@pytest.mark.parametrize("enough", range(2, 11))
+def test_bisection_finds_how_many_may_go_in_few_rounds(enough):
+    rounds = search(network(a=5, b=5), at_least(enough), moves.bisect, rules=Rules())
+    assert len(enabled(rounds[-1].state.network)) == enough
+    assert len(rounds) - 1 <= 4  # log2 of 8 masks to spare, and one
+
+
+def test_bisection_tries_different_sets():
+    rounds = search(network(a=5, b=5), at_least(11 - 1), moves.bisect, rules=Rules(candidates=4))
+    for row in rounds[1:]:
+        sets = [frozenset(each.chosen.get("a", [])) | {-n for n in each.chosen.get("b", [])} for each in row.rivals]
+        assert len({*map(frozenset, sets)}) == len(sets) == 3
+    assert rounds[-1].stop == "0 masks may go, 1 may not"
+
+
+def test_a_beam_goes_where_the_best_of_one_round_does_not_lead():
+    """Without mask 0 the score is best, but then nothing else may go; without mask 1 two more may."""
+    table = {frozenset(): 1.0, frozenset({0}): 0.99, frozenset({1}): 0.97, frozenset({1, 2}): 0.96}
+
+    def evaluate(state):
+        gone = frozenset(range(4)) - {n for _, n in enabled(state.network)}
+        return {"score": table.get(gone, 0.0)}
+
+    narrow, wide = (search(network(a=4), evaluate, moves.beam(width)) for width in (1, 2))
+    assert len(enabled(narrow[-1].state.network)) == 3 and len(enabled(wide[-1].state.network)) == 2
+    assert all(not row.rivals or row.rivals[0].steps == 10 for row in wide)
+    with pytest.raises(ValueError, match="`width` is 0"):
+        moves.beam(0)
+
+
+def test_growing_ends_as_soon_as_it_is_enough():
+    rounds = search(network(a=4, b=4), at_least(5), moves.grow, rules=Rules(candidates=2))
+    assert [len(enabled(row.judged)) for row in rounds] == [8, 2, 3, 4, 5]
+    assert [row.accepted for row in rounds] == [True, False, False, False, True]
+    assert rounds[-1].stop == "it has grown to what is enough" and rounds[2].regrown and not rounds[2].chosen
+    never = search(network(a=3), at_least(3), moves.grow, rules=Rules())
+    assert len(enabled(never[-1].state.network)) == 3 and never[-1].stop == "every mask that may go was refused"
+
+
+def test_an_exchange_draws_afresh_and_loses_one_mask():
+    start = network(a=3, b=3)
+    start = disable(start, choose(start, {"a": [0]}))
+    draw = lambda key: {"a": np.full(3, 7.0, np.float32), "b": np.full(3, 7.0, np.float32)}
+    rounds = search(start, needs(("a", 0), ("b", 1)), moves.regrow, init=draw, limits=Limits(rounds=1))
+    row = rounds[1]
+    assert row.accepted is False or row.regrown == {"a": [0]}
+    assert sum(map(len, row.chosen.values())) == 2 and len(enabled(row.judged)) == 4
+    assert ("a", 0) in enabled(row.judged) and float(effective_params(row.judged)["a"][0]) == 7.0
+
+
+def test_masks_come_back_as_they_were_where_nothing_draws_them():
+    start = disable(network(a=3), choose(network(a=3), {"a": [0]}))
+    move = Move({"a": [1]}, regrown={"a": [0]})
+    found = apply_move(jax.random.key(0), move, start, remove=disable, init=None)
+    assert alive(found) == {("a", 0), ("a", 2)} and float(found.params["a"][0]) == 1.0 and move.saved == 0
+
+
+def test_auto_asks_for_one_less_until_its_patience_ends():
+    rounds = search(network(a=5, b=5), at_least(6), moves.auto(3), rules=Rules(candidates=2))
+    assert len(enabled(rounds[-1].state.network)) == 6
+    sizes = [len(enabled(row.judged)) for row in rounds]
+    assert sizes[-3:] == [5, 5, 5] and rounds[-1].stop == "every mask that may go was refused"
+    with pytest.raises(ValueError, match="`patience` is 0"):
+        moves.auto(0)
+
+
+def test_of_several_that_pass_the_one_that_saves_most_is_judged():
+    def plan(view):
+        verdict = yield moves.Proposal([Move({"a": [0]}), Move({"a": [1, 2]}), Move({"a": [0, 1, 2]})], 3)
+        assert verdict.winner is verdict.found[1] and verdict.accepted
+        return "that was all"
+
+    rounds = search(network(a=5), at_least(3), plan)
+    assert rounds[1].chosen == {"a": [1, 2]} and rounds[1].stop == "that was all"
+
+
+def test_a_plan_of_ones_own_is_a_few_lines():
+    def from_the_end(view):
+        for number in itertools.count():
+            masks = [("a", n) for n in reversed(range(5))]
+            chosen = view.first(view.state.network, masks[number:], 1)
+            if not chosen:
+                break
+            yield moves.Proposal([Move(chosen)], 1)
+        return "all were asked"
+
+    rounds = search(network(a=5), needs(("a", 4), ("a", 1)), from_the_end)
+    assert [row.chosen["a"][0] for row in rounds[1:]] == [4, 3, 2, 1, 0] and rounds[-1].stop == "all were asked"
