@@ -316,11 +316,12 @@ def _probe(setup: Setup) -> Any:
 
 
 class Strategy(NamedTuple):
-    """A way to search: how the next moves are planned, by which rules, in which order masks go."""
+    """A way to search: how the next moves are planned, by which rules, in which order masks go, and for how long."""
 
     plan: Callable[[], Any]
     rules: dict[str, Any]
     selector: str
+    sessions: int | None = None  # at most so many sessions' worth of steps, or no round begins
 
 
 def strategies() -> dict[str, Strategy]:
@@ -336,5 +337,5 @@ def strategies() -> dict[str, Strategy]:
         "bisect": Strategy(lambda: moves.bisect, raced, "ablation"),
         "beam": Strategy(lambda: moves.beam(3), {"candidates": 3}, "ablation"),
         "grow": Strategy(lambda: moves.grow, {"candidates": 4, "racing": True}, "ablation"),
-        "auto": Strategy(lambda: moves.auto(3), {"candidates": 16, "racing": True, "early": 0.0}, "ablation"),
+        "auto": Strategy(moves.auto, {"candidates": 4, "racing": True, "early": 0.0}, "ablation", sessions=23),
     }

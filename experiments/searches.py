@@ -11,7 +11,6 @@ threshold; the rows are kept, and it goes on where it was interrupted.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import sys
 import time
@@ -88,6 +87,7 @@ def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: fl
             selector=selector,
             batch=setup.sample(strategy.selector),
             rules=maskprune.Rules(threshold=threshold, **strategy.rules),
+            limits=maskprune.Limits(steps=strategy.sessions and strategy.sessions * setup.recipe.steps),
             plan=strategy.plan(),
             init=setup.model.init,
         )
@@ -121,7 +121,7 @@ def run(config: Config, show: Any) -> list[Row]:
     facts = {"config": about["config"], "versions": record.versions(), "device": record.device()}
     ledger = maskprune.Ledger.open(config.out / "rows.jsonl", facts)
     files = sorted((path for folder in config.oracle for path in (folder / "parents").glob("seed-*.npz")), key=seed_of)
-    train = functools.partial(setup.training(), steps=setup.recipe.steps)
+    train = maskprune.of_length(setup.training(), setup.recipe.steps)
     ways = strategies()
     selectors = {name: make_selector(ways[name].selector, setup) for name in config.strategies}
     for path in files[: config.parents]:

@@ -91,6 +91,7 @@ from maskprune.search import Lengths as Lengths
 from maskprune.search import search as search
 from maskprune.session import SessionReport as SessionReport
 from maskprune.session import make_session as make_session
+from maskprune.session import of_length as of_length
 from maskprune.session import stagnation as stagnation
 from maskprune.session import train_alone as train_alone
 from maskprune.shrink import ShrinkError as ShrinkError

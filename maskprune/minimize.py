@@ -22,7 +22,7 @@ from maskprune.alter import disable
 from maskprune.early import Early
 from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move
 from maskprune.network import Network, Params, count_enabled
-from maskprune.race import Candidate, Evaluate, TrainShare, best, race
+from maskprune.race import Candidate, Evaluate, TrainShare, best, joined, race
 from maskprune.rounds import Limits, Rival, Round, Rules
 from maskprune.select.base import Selector, rank
 from maskprune.session import SessionReport
@@ -65,6 +65,7 @@ def minimize(
         limits: When to stop early.
         train_many: `train_many(keys, states, *, share) -> [(state, report), ...]`: short sessions side by side, up to
             that share of their length, for `rules.candidates`. By default `train` one after another, which cannot race.
+            A plan that asks for longer sessions (`Proposal.times`) passes `times=n` as well.
         plan: What is tried next, from `maskprune.moves`.
         remove: `remove(network, chosen, batch) -> Network` switches masks off, from `maskprune.repair`; by default
             `disable`, which repairs nothing.
@@ -78,7 +79,7 @@ def minimize(
         if getattr(rules, option) not in (False, None):
             raise ValueError(f"`rules.{option}` needs `train_many`, which can stop a session half way and go on.")
     if train_many is None:
-        train_many = lambda keys, states, share: [train(*each) for each in zip(keys, states, strict=True)]
+        train_many = _in_turn(train, optimizer)
     take = (lambda network, chosen: remove(network, chosen, batch)) if remove else disable
     keyed = lambda purpose, number: jax.random.fold_in(jax.random.fold_in(key, purpose), number)
     scores = lambda number, network: rank(selector(keyed(0, number), network, batch), network)
@@ -94,14 +95,16 @@ def minimize(
             for move, base in zip(proposal.moves, bases, strict=True)
         ]
         racing = rules.racing if proposal.racing is None else proposal.racing
+        enough = search.required if proposal.enough is None else proposal.enough
+        longer = {} if proposal.times == 1 else {"times": proposal.times}
         found = race(
             keyed(1, number),
             fresh,
-            train=train_many,
+            train=partial(train_many, **longer),
             evaluate=evaluate,
             racing=racing,
             early=early,
-            required=rules.threshold * search.reference_score,
+            required=enough,
         )
         control, steps = search.reference_state, sum(len(each.report.losses) for each in found)
         if rules.control:
@@ -112,6 +115,20 @@ def minimize(
                 control = trained
                 search.measure_reference(float(evaluate(control)["score"]))
         yield search.judge(found, control=control, steps=steps, began=began)
+
+
+def _in_turn(train: Train, optimizer: optax.GradientTransformation) -> TrainShare:
+    """Sessions one after another. `train` knows one length: one of several times the length is several sessions."""
+
+    def one(key: jax.Array, state: TrainState, times: int) -> tuple[TrainState, SessionReport]:
+        state, report = train(key, state)
+        for number in range(1, times if report.finite else 1):
+            again = init_state(state.network, optimizer, state.model_state)
+            state, more = train(jax.random.fold_in(key, number), again)
+            report = joined(report, more)
+        return state, report
+
+    return lambda keys, states, share, times=1: [one(*each, times) for each in zip(keys, states, strict=True)]
 
 
 class _Search:
@@ -138,19 +155,23 @@ class _Search:
     def state(self) -> TrainState:
         return self._view.state
 
+    @property
+    def required(self) -> float:
+        return self.rules.threshold * self.reference_score
+
     def begin(self, metrics: dict[str, float]) -> Round:
         self.reference_score = score = float(metrics["score"])
         if not math.isfinite(score):
             raise ValueError(f"The network to minimize scores {score}: train it first.")
         self._go_on(None)
-        required, left = self.rules.threshold * score, self.proposal.left
+        required, left = self.required, self.proposal.left
         said = "the network to minimize"
         network = self.state.network
         return Round(0, {}, True, said, score, score, required, metrics, self.state, network, 0, 0.0, left, self.stop)
 
     def judge(self, found: list[Candidate], *, control: TrainState, steps: int, began: float) -> Round:
         proposed, reference = self.proposal.moves, self.reference_score
-        required = self.rules.threshold * reference
+        required = self.required
         winner = best(found, required, saved=[move.saved for move in proposed])
         move, score = proposed[found.index(winner)], float(winner.metrics["score"])
         accepted, reason = _verdict(score, required, winner.report)
@@ -193,7 +214,7 @@ class _Search:
 
     def _go_on(self, verdict: Verdict | None) -> None:
         """Tells the plan, and takes what it proposes next; or finds out why the search ends."""
-        self.stop = self._target()
+        self.stop, self._view.required = self._target(), self.required
         if self.stop:
             self.proposal = Proposal([], 0)
             return

@@ -85,7 +85,7 @@ def race(
         going = [each for each in running if not each.report.stopped]
         found = train([key] * len(going), [each.state for each in going], share=share) if going else []
         for each, (state, report) in zip(going, found, strict=True):
-            each.state, each.report, each.metrics = state, _after(each.report, report), dict(evaluate(state))
+            each.state, each.report, each.metrics = state, joined(each.report, report), dict(evaluate(state))
             each.scores[share] = each.worth
         for each in running:
             each.share = share
@@ -122,7 +122,8 @@ def best(candidates: Sequence[Candidate], required: float = -math.inf, saved: Se
     return max(candidates, key=merit)
 
 
-def _after(first: SessionReport, second: SessionReport) -> SessionReport:
+def joined(first: SessionReport, second: SessionReport) -> SessionReport:
+    """The report of two sessions, or of two parts of one, that followed one another."""
     return second._replace(
         losses=np.concatenate([first.losses, second.losses]),
         seconds=first.seconds + second.seconds,

@@ -22,7 +22,7 @@ from maskprune.outcome import Outcome
 from maskprune.race import Evaluate
 from maskprune.rounds import Limits, Round, Rules
 from maskprune.select.base import Selector
-from maskprune.session import TrainMany
+from maskprune.session import TrainMany, of_length
 from maskprune.start import split_key, train_start
 from maskprune.train import TrainState, init_state
 
@@ -109,7 +109,7 @@ def search(
             search_key,
             state,
             train=partial(one, steps=lengths.short),
-            train_many=partial(train, steps=lengths.short),
+            train_many=of_length(train, lengths.short),
             evaluate=evaluate,
             optimizer=optimizer,
             selector=selector(state.network),

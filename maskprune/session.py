@@ -172,6 +172,16 @@ def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | 
     return train
 
 
+def of_length(train: TrainMany, steps: int) -> TrainMany:
+    """Sessions of one length, as `minimize(train_many=...)` asks for them: `(keys, states, *, share=1.0, times=1)`.
+
+    Args:
+        train: From `train_alone`, `train_many` or `run_together`.
+        steps: Of a session; those that are asked for `times` over have as many times more.
+    """
+    return lambda keys, states, *, share=1.0, times=1: train(keys, states, steps=times * steps, share=share)
+
+
 def part_of(steps: int, share: float) -> int:
     """The step at which a share of a session is done."""
     return math.ceil(share * steps)

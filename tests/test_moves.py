@@ -35,7 +35,7 @@ def network(**sizes):
     return init_network({name: np.arange(1.0, size + 1, dtype=np.float32) for name, size in sizes.items()}, groups)
 
 
-def idle(keys, states, *, share=1.0):
+def idle(keys, states, *, share=1.0, times=1):
     return [(state, SessionReport(np.zeros(10, np.float32), True, "", 0.0)) for state in states]
 
 
@@ -153,8 +153,8 @@ def test_auto_asks_for_one_less_until_its_patience_ends():
     assert len(enabled(rounds[-1].state.network)) == 6
     sizes = [len(enabled(row.judged)) for row in rounds]
     assert sizes[-3:] == [5, 5, 5] and rounds[-1].stop == "every mask that may go was refused"
-    with pytest.raises(ValueError, match="`patience` is 0"):
-        moves.auto(0)
+    with pytest.raises(ValueError, match="`patience` is -1"):
+        moves.auto(-1)
 
 
 def test_of_several_that_pass_the_one_that_saves_most_is_judged():

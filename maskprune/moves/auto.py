@@ -1,42 +1,92 @@
-"""The plan that measured best: how many masks may go is bisected, then one mask less is asked for again and again."""
+"""The plan that measured best: down a path of ever smaller networks, and up again to the first that can be trained.
+
+A network that loses masks one by one is trained all the while, and in a short session hardly any size keeps a high
+score; so the way down asks only for a score that a longer session could mend. Then the smallest networks of the path
+get that longer session, one after another, until one passes. Knows no training.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Generator
 
-from maskprune.moves.base import ALL_REFUSED, NOTHING_TO_SPARE, Mask, Move, Plan, Proposal, Verdict, View
+from maskprune.moves.base import ALL_REFUSED, NOTHING_TO_SPARE, Mask, Move, Plan, Proposal, Verdict, View, pairs_in
 from maskprune.moves.grow import exchanges
-from maskprune.moves.many import bisect, removals
+from maskprune.train import TrainState
+
+
+NEAR = 1.5  # times the error that is allowed can be mended: larger errors mean that something is missing
+LONG = 3  # times as long as usual is a session that is to mend it
 
 
 def auto(patience: int = 2) -> Plan:
     """Makes the plan to take where nothing else is known.
 
-    Bisects, then asks for one mask less: by other sets of masks than before, and by exchanging a mask for a fresh one.
-    It ends when `patience` rounds in a row were refused. Use it with several `rules.candidates`, racing.
+    One mask after another goes as long as the network stays near what is required (`dive`). Then one mask less is asked
+    for by exchange, a mask drawn afresh for two others and twice as many candidates, until `patience` such rounds were refused in a row. Use it with
+    several `rules.candidates`, racing, and `rules.early`.
+
+    Raises:
+        ValueError: `patience` is negative.
     """
-    if patience < 1:
-        raise ValueError(f"`patience` is {patience}: one refused round at least ends the search.")
+    if patience < 0:
+        raise ValueError(f"`patience` is {patience}: use 0 or more.")
     return functools.partial(_auto, patience=patience)
 
 
 def _auto(view: View, *, patience: int) -> Generator[Proposal, Verdict, str]:
-    tried: set[frozenset[Mask]] = set()
-    yield from bisect(view, tried)
-    refused = 0
-    while refused < patience and view.spare():
-        moves = _one_less(view, tried, turn=refused)
-        if not moves:
-            return ALL_REFUSED
-        verdict = yield Proposal(moves, len(moves))
-        refused = 0 if verdict.accepted else refused + 1
+    yield from dive(view)
+    refused = turn = 0
+    while refused < patience and (moves := exchanges(view, turn, 2 * view.rules.candidates)):
+        verdict = yield Proposal(moves, len(moves), enough=near(view))
+        verdict = yield from mend(view, verdict)
+        refused, turn = 0 if verdict.accepted else refused + 1, turn + 1
     return ALL_REFUSED if view.spare() else NOTHING_TO_SPARE
 
 
-def _one_less(view: View, tried: set[frozenset[Mask]], *, turn: int) -> list[Move]:
-    """Up to `rules.candidates` ways to one mask less: at least half of them exchanges, which are new every time."""
-    most = view.rules.candidates
-    others = removals(view, 1, tried)[: most // 2]
-    swaps = exchanges(view, turn, most - len(others))
-    return [Move(each) for each in others] + swaps
+def dive(view: View) -> Generator[Proposal, Verdict, str]:
+    """Down as far as networks stay near what is required, then up to the first that passes after a long session."""
+    state, path = view.state, list[tuple[TrainState, Verdict]]()
+    while moves := _children(view, state):
+        verdict = None
+        for first in range(0, len(moves), view.rules.candidates):
+            some = moves[first : first + view.rules.candidates]
+            verdict = yield Proposal(some, len(moves) - first, enough=near(view))
+            if verdict.winner.worth >= near(view):
+                break
+        if verdict is None or verdict.winner.worth < near(view):
+            break
+        state = verdict.winner.state
+        path.append((state, verdict))
+    yield from _climb(view, path)
+    return ALL_REFUSED if view.spare() else NOTHING_TO_SPARE
+
+
+def _climb(view: View, path: list[tuple[TrainState, Verdict]]) -> Generator[Proposal, Verdict, None]:
+    """The smallest network of a path that passes when mended: the last one is tried first, then by halving."""
+    held = [number for number, (reached, _) in enumerate(path) if reached is view.state]
+    few, many = held[-1] if held else -1, len(path)  # the last that passes, and the first that does not
+    middle = many - 1
+    while few < middle < many:
+        verdict = yield from mend(view, path[middle][1])
+        few, many = (middle, many) if verdict.accepted else (few, middle)
+        middle = (few + many) // 2
+
+
+def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
+    """Trains a network on that was refused but is near: one long session."""
+    if verdict.accepted or verdict.winner.worth < near(view):
+        return verdict
+    return (yield Proposal([Move({}, base=verdict.winner.state)], 1, times=LONG))
+
+
+def near(view: View) -> float:
+    """The score from which on a long session may mend what is missing."""
+    return min(view.required, 1.0 - NEAR * (1.0 - view.required))
+
+
+def _children(view: View, state: TrainState) -> list[Move]:
+    """Every single mask that may go from a network, in the selector's order."""
+    eligible = view.eligible(state.network)
+    order: list[Mask] = [mask for mask in view.order(state.network) if mask in eligible] if eligible else []
+    return [Move(pairs_in([mask]), base=state) for mask in order]

@@ -11,6 +11,7 @@ know no training, no pictures and no framework.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,11 +58,15 @@ class Proposal(NamedTuple):
         moves: One or more.
         left: Masks, or moves, that may still be tried before the plan gives up, these included.
         racing: Whether the worse half may drop out at every doubling; None for what the rules say.
+        enough: With `rules.early`, the score at which sessions may end early; None for what is required.
+        times: How many times as long as usual the session is.
     """
 
     moves: Sequence[Move]
     left: int
     racing: bool | None = None
+    enough: float | None = None
+    times: int = 1
 
 
 class Verdict(NamedTuple):
@@ -93,10 +98,12 @@ class View:
         state: The state held now.
         rules: By which it is judged.
         least: How many masks of every group must stay, `{group: count}`.
+        required: The score that must be reached; it moves where the rules let the reference move.
     """
 
     def __init__(self, state: TrainState, rules: Rules, *, scores: Callable[[Network], Sequence[Mask]]) -> None:
         self.state, self.rules, self.least = state, rules, rules.least(state.network.groups)
+        self.required = math.nan
         self._scores = scores
 
     def order(self, network: Network | None = None) -> Sequence[Mask]:
