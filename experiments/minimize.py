@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from protocol import (
+    STRATEGIES,
     Pictures,
     Preset,
     Recipe,
@@ -27,6 +28,7 @@ from protocol import (
     fill_in,
     in_a_sentence,
     load_data,
+    make_repair,
     make_selector,
     problems_of,
     refuse,
@@ -67,12 +69,16 @@ class Config:
     """Give the reference network every short session too, so that more training is not mistaken for fewer masks."""
     retry: Literal["accepted", "never"] = "accepted"
     """Whether refused masks are tried again after the next acceptance."""
-    count: int = 1
-    """Masks removed at once."""
-    candidates: int = 1
+    count: int | None = None
+    """Masks removed at once. Default: the strategy's own, as for the next three."""
+    candidates: int | None = None
     """Choices tried side by side in every round, of which the best one is kept."""
-    racing: bool = False
+    racing: bool | None = None
     """Let the worse half of the candidates drop out whenever their session has doubled."""
+    early: float | None = None
+    """End sessions that pass already, and those that would pass with at most this probability."""
+    repair: Literal["none", "bias", "merge", "least-squares", "second-order"] = "none"
+    """What makes up for a mask when it goes, before anything is trained."""
     replicas: int = 1
     """Whole searches at once, with this seed and the ones after it."""
     min_enabled: int = 1
@@ -103,18 +109,20 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
     shape = [config.widths, config.kernel, config.recipe.initial]
     defaults = {"widths": (5, 5), "kernel": 5}
     config = dataclasses.replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
+    config = dataclasses.replace(config, **(rules := rules_of(config, recipe)))
     problems = [
         *problems_of(config.pictures, recipe),
         (saved and shape != [None] * 3, "--widths, --kernel and --initial do not go with --start-from"),
         (not 0 < config.threshold <= 1, f"--threshold is {config.threshold}: use a share in (0, 1]"),
         (min(config.widths, default=0) < 1, f"--widths is {config.widths}: give one number or more, each at least 1"),
         (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
-        (config.count < 1, f"--count is {config.count}: use 1 or more"),
-        (min(config.candidates, config.replicas) < 1, "--candidates and --replicas must be at least 1"),
-        (config.racing and config.candidates < 2, "--racing goes with --candidates 2 or more"),
+        (rules["count"] < 1, f"--count is {rules['count']}: use 1 or more"),
+        (min(rules["candidates"], config.replicas) < 1, "--candidates and --replicas must be at least 1"),
+        (rules["racing"] and rules["candidates"] < 2, "--racing goes with --candidates 2 or more"),
+        (config.early is not None and not 0 <= config.early < 1, f"--early is {config.early}: use a share in [0, 1)"),
         (
-            config.stagnation is not None and max(config.candidates, config.replicas) > 1,
-            "--stagnation ends a session by itself; it does not go with --candidates and --replicas",
+            config.stagnation is not None and max(rules["candidates"], config.replicas) > 1,
+            "--stagnation ends a session by itself: use --candidates 1, and no --replicas",
         ),
         (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
         (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
@@ -122,6 +130,14 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
     ]
     refuse("minimize.py", problems)
     return config, recipe
+
+
+def rules_of(config: Config, recipe: Recipe) -> dict[str, Any]:
+    """The rules that a strategy brings along, where the user gave no others."""
+    own = {"count": 1, "candidates": 1, "racing": False, "early": None} | STRATEGIES[recipe.strategy].rules
+    if config.candidates == 1:
+        own |= {"racing": False, "early": None}  # nothing to race
+    return {name: value if getattr(config, name) is None else getattr(config, name) for name, value in own.items()}
 
 
 def choosing(config: Config, setup: Setup, network: Any) -> Any:
@@ -158,6 +174,10 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
     setup = set_up(dataset, model, recipe, loss=config.loss, flips=config.flips)
     task, optimizer = setup.task, setup.optimizer
     train, latest = make_training(config, setup, show)
+    strategy = STRATEGIES[recipe.strategy]
+    most_steps = (
+        strategy.sessions and strategy.sessions * recipe.steps if config.max_steps is None else config.max_steps
+    )
     first_steps = recipe.first_steps if saved is None else config.recipe.first_steps or 0
 
     def search(train: Any, *, seed: int, show: Any) -> Any:
@@ -169,11 +189,14 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
             trouble=task.trouble,
             optimizer=optimizer,
             selector=functools.partial(choosing, config, setup),
-            batch=setup.sample(recipe.selector),
+            batch=setup.task.sample if config.repair != "none" else setup.sample(recipe.selector),
             rules=make_rules(config, recipe),
             limits=maskprune.Limits(
-                rounds=config.max_rounds, steps=config.max_steps, seconds=config.max_seconds, masks=config.target_masks
+                rounds=config.max_rounds, steps=most_steps, seconds=config.max_seconds, masks=config.target_masks
             ),
+            plan=strategy.plan(maskprune.moves),
+            remove=make_repair(config.repair, setup),
+            init=model.init,
             lengths=maskprune.Lengths(first_steps, recipe.steps, recipe.final_steps),
             show=show,
             latest=latest,
@@ -215,8 +238,17 @@ def make_training(config: Config, setup: Setup, show: Any) -> tuple[Any, Any]:
 
     reached: dict[str, Any] = {}
     if max(config.candidates, config.replicas) > 1:
-        label = lambda members: f"{members} sessions side by side"
-        return setup.training(lambda members, steps: show.session(label(members), steps)), lambda: None
+
+        def many(members: int, steps: int) -> Any:
+            bar = show.session(show.upcoming if members == 1 else f"{members} sessions side by side", steps)
+
+            def look(states: Any, losses: Any) -> str:
+                reached.update(state=maskprune.unstack(states)[0] if members == 1 else None)
+                return bar(states, losses)
+
+            return look
+
+        return setup.training(many), lambda: reached.get("state")
 
     def watch(steps: int) -> Any:
         looks = [show.session(show.upcoming, steps), lambda state, losses: reached.update(state=state) or ""]
@@ -240,6 +272,7 @@ def make_rules(config: Config, recipe: Recipe) -> Any:
         layers=config.minimize_layers,
         candidates=config.candidates,
         racing=config.racing,
+        early=config.early,
     )
 
 

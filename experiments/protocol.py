@@ -51,6 +51,40 @@ class Pictures:
     """With --task threshold: the grey level, in [0, 1]. Default: 0.5."""
 
 
+StrategyName = Literal[
+    "auto", "one-by-one", "ablation", "raced", "batches", "bisect", "beam", "grow", "regrow", "random", "l1", "taylor",
+]  # fmt: skip
+
+
+class Strategy(NamedTuple):
+    """A way to search: a plan of `maskprune.moves`, the rules it goes with, and in which order masks go.
+
+    `sessions` is its budget: no round begins after so many sessions' worth of steps.
+    """
+
+    plan: Callable[[Any], Any]
+    rules: dict[str, Any]
+    selector: SelectorName
+    sessions: int | None = None
+
+
+RACED = {"candidates": 4, "racing": True}
+STRATEGIES: dict[str, Strategy] = {
+    "auto": Strategy(lambda moves: moves.auto(), {**RACED, "early": 0.0}, "ablation", sessions=23),
+    "one-by-one": Strategy(lambda moves: moves.one_by_one, {}, "cosine-max"),
+    "ablation": Strategy(lambda moves: moves.one_by_one, {}, "ablation"),
+    "random": Strategy(lambda moves: moves.one_by_one, {}, "random"),
+    "l1": Strategy(lambda moves: moves.one_by_one, {}, "magnitude-l1"),
+    "taylor": Strategy(lambda moves: moves.one_by_one, {}, "taylor"),
+    "raced": Strategy(lambda moves: moves.one_by_one, RACED, "ablation"),
+    "batches": Strategy(lambda moves: moves.one_by_one, {"count": 4}, "ablation"),
+    "bisect": Strategy(lambda moves: moves.bisect, {**RACED, "candidates": 8}, "ablation"),
+    "beam": Strategy(lambda moves: moves.beam(3), {"candidates": 3}, "ablation"),
+    "grow": Strategy(lambda moves: moves.grow, RACED, "ablation"),
+    "regrow": Strategy(lambda moves: moves.chain(moves.one_by_one, moves.regrow), RACED, "ablation"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to train and search. Every field not given comes from the preset."""
@@ -77,8 +111,10 @@ class Recipe:
     """Steps of a last session for the network that was found; 0 for none."""
     reference: Literal["initial", "previous", "best"] | None = None
     """Whose score a candidate is compared with."""
+    strategy: StrategyName | None = None
+    """How the next masks to try are found. auto: what measured best. one-by-one: the source document's."""
     selector: SelectorName | None = None
-    """Which mask goes next."""
+    """Which mask goes next. Default: the strategy's own."""
 
 
 QUICK = Recipe(
@@ -90,12 +126,12 @@ QUICK = Recipe(
     border=6,
     ceiling=1.0,
     first_steps=800,
-    steps=600,
+    steps=400,
     final_steps=800,
     reference="initial",
-    selector="cosine-max",
+    strategy="auto",
 )
-STUDY = dataclasses.replace(QUICK, crop=48, steps=400, final_steps=400)
+STUDY = dataclasses.replace(QUICK, crop=48, final_steps=400, strategy="one-by-one")
 GLANCE = dataclasses.replace(STUDY, first_steps=400, steps=200, final_steps=200)  # the studies' own "quick"
 PRESETS = {
     "quick": QUICK,
@@ -114,6 +150,7 @@ PRESETS = {
         steps=2_000,
         final_steps=0,
         reference="previous",
+        strategy="one-by-one",
     ),
 }
 Problem = tuple[Any, str]
@@ -123,6 +160,8 @@ def fill_in(recipe: Recipe, preset: str | Recipe, pictures: Pictures) -> Recipe:
     """The recipe with everything that was not given taken from the preset."""
     given = {name: value for name, value in dataclasses.asdict(recipe).items() if value is not None}
     filled = dataclasses.replace(PRESETS[preset] if isinstance(preset, str) else preset, **given)
+    if filled.selector is None:
+        filled = dataclasses.replace(filled, selector=STRATEGIES[filled.strategy].selector)
     shrinks = filled.crop > pictures.size and "crop" not in given
     return dataclasses.replace(filled, crop=pictures.size) if shrinks else filled
 
@@ -165,7 +204,6 @@ def in_a_sentence(program: str) -> Iterator[None]:
 
 # Names of the command line to factories of the library
 
-StrategyName = Literal["one-by-one", "ablation", "raced", "batches", "bisect", "beam", "grow", "auto"]
 ENSEMBLE = ("ablation", "redundancy", "taylor-second")
 
 
@@ -267,6 +305,22 @@ def set_up(dataset: Any, model: Any, recipe: Recipe, *, loss: str = "auto", flip
     return Setup(model, dataset, task, make_optimizer(recipe), recipe)
 
 
+def make_repair(name: str, setup: Setup) -> Any:
+    """What makes up for a mask when it goes; None for nothing."""
+    from maskprune import curvature, repair
+
+    border = setup.recipe.border
+    activations = lambda params, batch: setup.model.activations(params, batch[0])
+    measure = lambda network, batch: curvature.gauss_newton(setup.task.residuals, network, batch, examples=4).matrix
+    return {
+        "none": lambda: None,
+        "bias": lambda: repair.bias(activations, border=border),
+        "merge": repair.merge,
+        "least-squares": lambda: repair.least_squares(activations, border=border),
+        "second-order": lambda: repair.second_order(measure),
+    }[name]()
+
+
 def make_selector(name: str, setup: Setup) -> Any:
     """The selector of that name, compiled."""
     import jax
@@ -313,29 +367,3 @@ def _probe(setup: Setup) -> Any:
 
     train = functools.partial(setup.training(), steps=max(1, setup.recipe.steps // 2))
     return select.probe(train, setup.task.evaluate, setup.optimizer)
-
-
-class Strategy(NamedTuple):
-    """A way to search: how the next moves are planned, by which rules, in which order masks go, and for how long."""
-
-    plan: Callable[[], Any]
-    rules: dict[str, Any]
-    selector: str
-    sessions: int | None = None  # at most so many sessions' worth of steps, or no round begins
-
-
-def strategies() -> dict[str, Strategy]:
-    """The ways to search, by name."""
-    from maskprune import moves
-
-    raced = {"candidates": 8, "racing": True}
-    return {
-        "one-by-one": Strategy(lambda: moves.one_by_one, {}, "cosine-max"),
-        "ablation": Strategy(lambda: moves.one_by_one, {}, "ablation"),
-        "raced": Strategy(lambda: moves.one_by_one, {"candidates": 4, "racing": True}, "ablation"),
-        "batches": Strategy(lambda: moves.one_by_one, {"count": 4}, "ablation"),
-        "bisect": Strategy(lambda: moves.bisect, raced, "ablation"),
-        "beam": Strategy(lambda: moves.beam(3), {"candidates": 3}, "ablation"),
-        "grow": Strategy(lambda: moves.grow, {"candidates": 4, "racing": True}, "ablation"),
-        "auto": Strategy(moves.auto, {"candidates": 4, "racing": True, "early": 0.0}, "ablation", sessions=23),
-    }

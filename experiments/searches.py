@@ -19,6 +19,7 @@ from typing import Any
 
 import tyro
 from protocol import (
+    STRATEGIES,
     Pictures,
     Recipe,
     Setup,
@@ -28,7 +29,6 @@ from protocol import (
     make_selector,
     refuse,
     set_up,
-    strategies,
 )
 
 
@@ -88,7 +88,7 @@ def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: fl
             batch=setup.sample(strategy.selector),
             rules=maskprune.Rules(threshold=threshold, **strategy.rules),
             limits=maskprune.Limits(steps=strategy.sessions and strategy.sessions * setup.recipe.steps),
-            plan=strategy.plan(),
+            plan=strategy.plan(maskprune.moves),
             init=setup.model.init,
         )
     )
@@ -122,8 +122,7 @@ def run(config: Config, show: Any) -> list[Row]:
     ledger = maskprune.Ledger.open(config.out / "rows.jsonl", facts)
     files = sorted((path for folder in config.oracle for path in (folder / "parents").glob("seed-*.npz")), key=seed_of)
     train = maskprune.of_length(setup.training(), setup.recipe.steps)
-    ways = strategies()
-    selectors = {name: make_selector(ways[name].selector, setup) for name in config.strategies}
+    selectors = {name: make_selector(STRATEGIES[name].selector, setup) for name in config.strategies}
     for path in files[: config.parents]:
         for threshold in config.thresholds:
             for name in config.strategies:
@@ -132,7 +131,7 @@ def run(config: Config, show: Any) -> list[Row]:
                     continue
                 params = maskprune.models.load(path)[1]
                 options = {"seed": seed_of(path), "threshold": threshold, "train": train, "selector": selectors[name]}
-                row = {"strategy": name, **search(setup, params, ways[name], **options)}
+                row = {"strategy": name, **search(setup, params, STRATEGIES[name], **options)}
                 ledger.add([row])
                 show.say(f"{known}: {row['masks']} masks, score {row['score']:.3f}, {row['steps']} steps")
     return ledger.rows

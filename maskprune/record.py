@@ -44,11 +44,12 @@ def history_row(found: Round, *, size: Size, spent: int) -> Row:
         spent: Gradient steps before this round.
     """
     back = "".join(f", +{each}" for each in _words(found.regrown).split(", ") if each)
+    tried = f"all of {found.bypassed}" if found.bypassed else _words(found.chosen) + back
     return {
         "number": found.number,
         "verdict": ("accepted" if found.accepted else "refused") if found.number else "reference",
         "reason": found.reason,
-        "chosen": f"all of {found.bypassed}" if found.bypassed else _words(found.chosen) + back,
+        "chosen": tried if tried or not found.number else "trained on",
         "score": found.score,
         "required": found.required,
         "reference": found.reference,

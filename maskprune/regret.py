@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from maskprune.alive import Alive, count, removable, without
 
@@ -197,6 +196,8 @@ def agreement(scores: Sequence[float], truth: Sequence[float]) -> Agreement:
     ours, theirs = np.asarray(scores, float), np.asarray(truth, float)
     if len(ours) < 2 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return Agreement(math.nan, math.nan)
+    from scipy import stats  # late: it takes long to load, and only studies need it
+
     rho, tau = stats.spearmanr(ours, theirs), stats.kendalltau(ours, theirs)
     return Agreement(float(np.asarray(rho)[0]), float(np.asarray(tau)[0]))
 

@@ -6,6 +6,7 @@ from maskprune.moves.base import Plan as Plan
 from maskprune.moves.base import Proposal as Proposal
 from maskprune.moves.base import Verdict as Verdict
 from maskprune.moves.base import View as View
+from maskprune.moves.base import chain as chain
 from maskprune.moves.beam import beam as beam
 from maskprune.moves.grow import grow as grow
 from maskprune.moves.grow import regrow as regrow

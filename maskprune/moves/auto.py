@@ -8,10 +8,22 @@ get that longer session, one after another, until one passes. Knows no training.
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
-from maskprune.moves.base import ALL_REFUSED, NOTHING_TO_SPARE, Mask, Move, Plan, Proposal, Verdict, View, pairs_in
+from maskprune.moves.base import (
+    ALL_REFUSED,
+    NOTHING_TO_SPARE,
+    Mask,
+    Move,
+    Plan,
+    Proposal,
+    Verdict,
+    View,
+    alive,
+    pairs_in,
+)
 from maskprune.moves.grow import exchanges
+from maskprune.moves.many import removals
 from maskprune.train import TrainState
 
 
@@ -19,12 +31,13 @@ NEAR = 1.5  # times the error that is allowed can be mended: larger errors mean 
 LONG = 3  # times as long as usual is a session that is to mend it
 
 
-def auto(patience: int = 2) -> Plan:
+def auto(patience: int = 4) -> Plan:
     """Makes the plan to take where nothing else is known.
 
     One mask after another goes as long as the network stays near what is required (`dive`). Then one mask less is asked
-    for by exchange, a mask drawn afresh for two others and twice as many candidates, until `patience` such rounds were refused in a row. Use it with
-    several `rules.candidates`, racing, and `rules.early`.
+    for, by twice as many candidates and in turns: other sets of masks from further up the path, and exchanges of a mask
+    drawn afresh for two others. It ends when `patience` such rounds were refused in a row. Use it with several
+    `rules.candidates`, racing, and `rules.early`.
 
     Raises:
         ValueError: `patience` is negative.
@@ -35,42 +48,51 @@ def auto(patience: int = 2) -> Plan:
 
 
 def _auto(view: View, *, patience: int) -> Generator[Proposal, Verdict, str]:
-    yield from dive(view)
+    path = yield from dive(view)
+    tried = {alive(state.network) for state in path}
     refused = turn = 0
-    while refused < patience and (moves := exchanges(view, turn, 2 * view.rules.candidates)):
+    while refused < patience and (moves := _one_less(view, path, tried, turn)):
         verdict = yield Proposal(moves, len(moves), enough=near(view))
         verdict = yield from mend(view, verdict)
         refused, turn = 0 if verdict.accepted else refused + 1, turn + 1
     return ALL_REFUSED if view.spare() else NOTHING_TO_SPARE
 
 
-def dive(view: View) -> Generator[Proposal, Verdict, str]:
-    """Down as far as networks stay near what is required, then up to the first that passes after a long session."""
-    state, path = view.state, list[tuple[TrainState, Verdict]]()
+def _one_less(view: View, path: Sequence[TrainState], tried: set[frozenset[Mask]], turn: int) -> list[Move]:
+    """Ways to one mask less than are held: other sets from further up the path, then exchanges, in turns."""
+    most, held = 2 * view.rules.candidates, len(alive(view.state.network))
+    above = [state for state in path if len(alive(state.network)) > held + turn // 2] if view.spare() else []
+    if above and turn % 2 == 0:
+        base = above[-1]
+        gone = len(alive(base.network)) - held + 1
+        if sets := removals(view, gone, tried, base.network, most):
+            return [Move(each, base=base) for each in sets]
+    return exchanges(view, turn // 2, most)
+
+
+def dive(view: View) -> Generator[Proposal, Verdict, list[TrainState]]:
+    """Down as far as networks stay near what is required, then up to the first that passes after a long session.
+
+    On the way down the selector's first choice is tried alone, and only if it is not near, `rules.candidates` others.
+    Returns the networks of the path, the largest first.
+    """
+    state = start = view.state
+    path = list[tuple[TrainState, Verdict]]()
     while moves := _children(view, state):
-        verdict = None
-        for first in range(0, len(moves), view.rules.candidates):
-            some = moves[first : first + view.rules.candidates]
-            verdict = yield Proposal(some, len(moves) - first, enough=near(view))
+        verdict = yield Proposal(moves[:1], len(moves), enough=near(view))
+        for first in range(1, len(moves), view.rules.candidates):
             if verdict.winner.worth >= near(view):
                 break
-        if verdict is None or verdict.winner.worth < near(view):
+            some = moves[first : first + view.rules.candidates]
+            verdict = yield Proposal(some, len(moves) - first, enough=near(view))
+        if verdict.winner.worth < near(view):
             break
         state = verdict.winner.state
         path.append((state, verdict))
-    yield from _climb(view, path)
-    return ALL_REFUSED if view.spare() else NOTHING_TO_SPARE
-
-
-def _climb(view: View, path: list[tuple[TrainState, Verdict]]) -> Generator[Proposal, Verdict, None]:
-    """The smallest network of a path that passes when mended: the last one is tried first, then by halving."""
-    held = [number for number, (reached, _) in enumerate(path) if reached is view.state]
-    few, many = held[-1] if held else -1, len(path)  # the last that passes, and the first that does not
-    middle = many - 1
-    while few < middle < many:
-        verdict = yield from mend(view, path[middle][1])
-        few, many = (middle, many) if verdict.accepted else (few, middle)
-        middle = (few + many) // 2
+    for reached, verdict in reversed(path):
+        if reached is view.state or (yield from mend(view, verdict)).accepted:
+            break
+    return [start, *(state for state, _ in path)]
 
 
 def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:

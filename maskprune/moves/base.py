@@ -146,6 +146,18 @@ class View:
         return chosen
 
 
+def chain(*plans: Plan) -> Plan:
+    """One plan after another; the last one says why the search ended."""
+
+    def chained(view: View) -> Generator[Proposal, Verdict, str]:
+        said = NOTHING_TO_SPARE
+        for plan in plans:
+            said = yield from plan(view)
+        return said
+
+    return chained
+
+
 def pairs_of(masks: Mapping[str, Iterable[int]]) -> set[Mask]:
     return {(name, number) for name, numbers in masks.items() for number in numbers}
 

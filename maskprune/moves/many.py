@@ -26,8 +26,10 @@ def bisect(view: View, tried: set[frozenset[Mask]] | None = None) -> Generator[P
     return f"{few} masks may go, {many} may not" if many <= few + view.spare() else NOTHING_TO_SPARE
 
 
-def removals(view: View, count: int, tried: set[frozenset[Mask]]) -> list[Masks]:
-    """Up to `rules.candidates` different sets of `count` masks of the network held.
+def removals(
+    view: View, count: int, tried: set[frozenset[Mask]], network: Network | None = None, most: int | None = None
+) -> list[Masks]:
+    """Different sets of `count` masks of a network, that may go together.
 
     The first is the greedy one: the mask that the selector would remove first goes, what is left is scored again, and
     so on, without training. The others are greedy, too, after a mask that is not the first choice.
@@ -36,24 +38,27 @@ def removals(view: View, count: int, tried: set[frozenset[Mask]]) -> list[Masks]
         view: The search.
         count: Masks to remove.
         tried: Enabled sets, as from `alive`, that were tried before; those that are found join them.
+        network: By default the one held.
+        most: At most so many sets; by default `rules.candidates`.
     """
     found: list[Masks] = []
-    network, whole = view.state.network, alive(view.state.network)
+    network = view.state.network if network is None else network
+    most, whole = view.rules.candidates if most is None else most, alive(network)
     seen: dict[frozenset[Mask], list[Mask]] = {}
-    for start in _starts(view, seen):
+    for start in _starts(view, network, seen):
         chosen = _greedy(view, network, count, start, seen)
         if len(chosen) == count and whole - chosen not in tried:
             tried.add(whole - chosen)
             found.append(pairs_in(chosen))
-        if len(found) == view.rules.candidates:
+        if len(found) == most:
             break
     return found
 
 
-def _starts(view: View, seen: dict[frozenset[Mask], list[Mask]]) -> Iterator[list[Mask]]:
+def _starts(view: View, network: Network, seen: dict[frozenset[Mask], list[Mask]]) -> Iterator[list[Mask]]:
     """Beginnings of a removal: none, then every single mask, then every pair, in the selector's order."""
     yield []
-    order = [mask for mask in _ordered(view, view.state.network, frozenset(), seen) if mask in view.eligible()]
+    order = [mask for mask in _ordered(view, network, frozenset(), seen) if mask in view.eligible(network)]
     yield from ([mask] for mask in order[1:])
     yield from ([one, other] for i, other in enumerate(order) for one in order[:i])
 
