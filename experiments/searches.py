@@ -155,7 +155,7 @@ def compare(rows: list[Row], tables: list[Row], *, first_steps: int) -> list[Row
         least = min((each["masks"] for each in fit), default=None)
         beyond = max(sizes) + 1  # nothing in the table fits: the smallest has at least this many
         best = {size: max(each["score"] for each in own if each["masks"] == size) for size in sizes}
-        truth = least if least is not None else min(beyond, row["masks"])
+        truth = beyond if least is None else least
         found.append(
             row
             | {
@@ -175,28 +175,29 @@ TRAINED = ("one-shot", "equal", "path")
 def summarize(compared: list[Row]) -> list[Row]:
     """Strategy and threshold: how often nothing is lost, and what is, with intervals over parents."""
     import numpy as np
+    from scipy import stats
 
     from maskprune import regret
 
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in compared:
         groups.setdefault((row["strategy"], row["threshold"]), []).append(row)
-    mean = lambda values: regret.bootstrap(values, statistic=np.mean)
     summary = []
     for (name, threshold), own in sorted(groups.items()):
         known = [row for row in own if row["known"]]
         lost = [max(0, row["regret"]) for row in known]
-        size, none = (mean(values) for values in (lost, [float(each == 0) for each in lost]))
+        size, none = regret.bootstrap(lost), sum(each == 0 for each in lost)
+        sure = stats.binomtest(none, len(lost)).proportion_ci() if lost else None  # Clopper and Pearson 1934
         summary.append(
             {
                 "strategy": name,
                 "threshold": threshold,
                 "parents": len(known),
                 "undecided": len(own) - len(known),
-                "no regret": none.value,
-                "no regret, low": none.low,
-                "no regret, high": none.high,
-                "regret": size.value,
+                "no regret": none / len(lost) if lost else math.nan,
+                "no regret, low": sure.low if sure else math.nan,
+                "no regret, high": sure.high if sure else math.nan,
+                "regret": size.estimate,
                 "regret, low": size.low,
                 "regret, high": size.high,
                 "smaller than the table": sum(row["regret"] < 0 for row in own),

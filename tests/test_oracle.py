@@ -161,3 +161,17 @@ def test_cut_out_and_from_scratch(program, tiny, tmp_path):
 def test_what_makes_no_sense_is_refused(program, tiny, tmp_path, change, complaint):
     with pytest.raises(SystemExit, match=complaint):
         program.main(dataclasses.replace(tiny(tmp_path), **change))
+
+
+def test_searches_start_from_the_parents_and_go_on(finished, tmp_path):
+    searches = importlib.import_module("searches")
+    out = tmp_path / "searches"
+    config = searches.Config((finished,), strategies=("random",), thresholds=(0.5,), out=out, quiet=True, parents=1)
+    searches.main(config)
+    summary = searches.main(dataclasses.replace(config, strategies=("random", "auto"), thresholds=(0.5, 1.0)))
+    rows = maskprune.Ledger.read(out / "rows.jsonl").rows
+    assert [(row["strategy"], row["threshold"]) for row in rows] == [
+        ("random", 0.5), ("auto", 0.5), ("random", 1.0), ("auto", 1.0),
+    ]  # fmt: skip
+    assert all(row["score"] >= row["threshold"] * row["reference"] and 2 <= row["masks"] <= 4 for row in rows)
+    assert len(summary) == 4 and (out / "summary.csv").exists() and (out / "searches.csv").exists()
