@@ -275,3 +275,30 @@ def test_uniform_takes_the_same_share_of_every_layer():
     scores = lambda key, network, batch: {"conv1": jnp.array([5.0, 0.0]), "conv2": jnp.array([3.0, 1.0, 9.0, 2.0])}
     order = mp.select.rank(strategies.equal_shares(scores)(None, network, None), network)
     assert order[0] == ("conv2", 1) and {order[1], order[2]} == {("conv2", 3), ("conv1", 1)}
+
+
+def test_a_repair_counts_the_steps_until_the_score_is_back():
+    repairs = importlib.import_module("repairs")
+    found = repairs.outcome([0.4, 0.5, 0.76, 0.7, 0.8, 0.79], 0.8, 0.95, 400)
+    assert found == {"at_once": 0.5, "after": pytest.approx(0.9875), "steps": 100.0, "recovered": 1.0}
+    assert repairs.outcome([0.8] * 6, 0.8, 0.95, 400)["steps"] == 0
+    assert repairs.outcome([0.1] * 6, 0.8, 0.95, 400) == {
+        "at_once": pytest.approx(0.125), "after": pytest.approx(0.125), "steps": 800, "recovered": 0.0,
+    }  # fmt: skip
+    mask = lambda name, number, once: {"repair": name, "layer": "a", "mask": number, "at_once": once}
+    rows = [
+        {
+            "seed": 3,
+            "masks": [mask("none", 0, 0.5), mask("bias", 0, 0.999), mask("none", 1, 0.99), mask("bias", 1, 0.2)],
+        }
+    ]
+    assert [(row["repair"], row["mask"]) for row in repairs.flat(rows)] == [("none", 0), ("bias", 0)]
+
+
+@pytest.mark.slow
+def test_every_repair_is_measured_on_the_same_masks(tiny):
+    program, config = tiny("repairs")
+    masks = program.main(config)
+    rows = read(config.options.out / "repairs.csv")
+    assert [row["repair"] for row in rows] == list(program.REPAIRS)
+    assert len({row["masks"] for row in rows}) == 1 and len(masks) == 5 * int(rows[0]["masks"])
