@@ -65,7 +65,8 @@ def minimize(
         limits: When to stop early.
         train_many: `train_many(keys, states, *, share) -> [(state, report), ...]`: short sessions side by side, up to
             that share of their length, for `rules.candidates`. By default `train` one after another, which cannot race.
-            A plan that asks for longer sessions (`Proposal.times`) passes `times=n` as well.
+            Where a plan asks for other sessions (`Proposal.times`, `Proposal.rate`), it gets `times` and `rate` as well:
+            `of_length` makes such a function.
         plan: What is tried next, from `maskprune.moves`.
         remove: `remove(network, chosen, batch) -> Network` switches masks off, from `maskprune.repair`; by default
             `disable`, which repairs nothing.
@@ -96,11 +97,13 @@ def minimize(
         ]
         racing = rules.racing if proposal.racing is None else proposal.racing
         enough = search.required if proposal.enough is None else proposal.enough
-        longer = {} if proposal.times == 1 else {"times": proposal.times}
+        unusual = (
+            {"times": proposal.times, "rate": proposal.rate} if (proposal.times, proposal.rate) != (1, 1.0) else {}
+        )
         found = race(
             keyed(1, number),
             fresh,
-            train=partial(train_many, **longer),
+            train=partial(train_many, **unusual),
             evaluate=evaluate,
             racing=racing,
             early=early,
@@ -118,7 +121,7 @@ def minimize(
 
 
 def _in_turn(train: Train, optimizer: optax.GradientTransformation) -> TrainShare:
-    """Sessions one after another. `train` knows one length: one of several times the length is several sessions."""
+    """Sessions one after another. `train` knows one kind: several times the length is several, a rate is ignored."""
 
     def one(key: jax.Array, state: TrainState, times: int) -> tuple[TrainState, SessionReport]:
         state, report = train(key, state)
@@ -128,7 +131,7 @@ def _in_turn(train: Train, optimizer: optax.GradientTransformation) -> TrainShar
             report = joined(report, more)
         return state, report
 
-    return lambda keys, states, share, times=1: [one(*each, times) for each in zip(keys, states, strict=True)]
+    return lambda keys, states, share, times=1, rate=1.0: [one(*each, times) for each in zip(keys, states, strict=True)]
 
 
 class _Search:

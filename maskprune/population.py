@@ -186,16 +186,19 @@ def train_many(population: Population, data: Any, *, watch: Callable[[int, int],
         watch: `watch(members, steps)` makes the watch of so many sessions of that length.
 
     Returns:
-        `train(keys, states, *, steps, share=1.0) -> [(state, report), ...]`: sessions of `steps` steps, up to that
-        share of them, from wherever the states stand.
+        `train(keys, states, *, steps, share=1.0, rate=1.0) -> [(state, report), ...]`: sessions of `steps` steps, up to
+        that share of them, from wherever the states stand, every update multiplied by `rate`.
     """
 
     def train(
-        keys: Sequence[jax.Array], states: Sequence[TrainState], *, steps: int, share: float = 1.0
+        keys: Sequence[jax.Array], states: Sequence[TrainState], *, steps: int, share: float = 1.0, rate: float = 1.0
     ) -> list[tuple[TrainState, SessionReport]]:
+        rates = np.full(len(keys), rate, np.float32)
         look = watch(len(keys), steps) if watch else None
         until = part_of(steps, share)
-        after, report = population.run(jnp.stack(list(keys)), stack(states), data, steps, until=until, watch=look)
+        after, report = population.run(
+            jnp.stack(list(keys)), stack(states), data, steps, until=until, rates=rates, watch=look
+        )
         return [(state, report.member(number)) for number, state in enumerate(unstack(after))]
 
     return train

@@ -158,8 +158,8 @@ class _Books:
         self.training_seconds = self.compile_seconds = 0.0
 
     def counting(self, train: TrainMany) -> TrainMany:
-        def counted(keys: Any, states: Any, *, steps: int, share: float = 1.0) -> Any:
-            found = train(keys, states, steps=steps, share=share)
+        def counted(keys: Any, states: Any, **session: Any) -> Any:
+            found = train(keys, states, **session)
             self.steps += sum(len(report.losses) for _, report in found)
             self.training_seconds += sum(report.seconds - report.compile_seconds for _, report in found)
             self.compile_seconds += sum(report.compile_seconds for _, report in found)

@@ -155,17 +155,17 @@ def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | 
         watch: `watch(steps)` makes the watch of a session of that length.
 
     Returns:
-        `train(keys, states, *, steps, share=1.0) -> [(state, report), ...]`: sessions of `steps` steps, up to that
-        share of them, from wherever the states stand.
+        `train(keys, states, *, steps, share=1.0, rate=1.0) -> [(state, report), ...]`: sessions of `steps` steps, up to
+        that share of them, from wherever the states stand, every update multiplied by `rate`.
     """
 
     def train(
-        keys: Sequence[jax.Array], states: Sequence[TrainState], *, steps: int, share: float = 1.0
+        keys: Sequence[jax.Array], states: Sequence[TrainState], *, steps: int, share: float = 1.0, rate: float = 1.0
     ) -> list[tuple[TrainState, SessionReport]]:
         until = part_of(steps, share)
         looks = [watch(steps) if watch else None for _ in states]
         return [
-            session.run(key, state, data, steps, until=until, watch=look)
+            session.run(key, state, data, steps, until=until, rate=rate, watch=look)
             for key, state, look in zip(keys, states, looks, strict=True)
         ]
 
@@ -173,13 +173,17 @@ def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | 
 
 
 def of_length(train: TrainMany, steps: int) -> TrainMany:
-    """Sessions of one length, as `minimize(train_many=...)` asks for them: `(keys, states, *, share=1.0, times=1)`.
+    """Sessions of one length, for `minimize(train_many=...)`: `sessions(keys, states, *, share, times=1, rate=1.0)`.
 
     Args:
         train: From `train_alone`, `train_many` or `run_together`.
         steps: Of a session; those that are asked for `times` over have as many times more.
     """
-    return lambda keys, states, *, share=1.0, times=1: train(keys, states, steps=times * steps, share=share)
+
+    def sessions(keys: Any, states: Any, *, share: float = 1.0, times: int = 1, rate: float = 1.0) -> Any:
+        return train(keys, states, steps=times * steps, share=share, **({} if rate == 1.0 else {"rate": rate}))
+
+    return sessions
 
 
 def part_of(steps: int, share: float) -> int:

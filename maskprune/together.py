@@ -24,7 +24,8 @@ def run_together(jobs: Sequence[Callable[[TrainMany], Result]], train: TrainMany
 
     Args:
         jobs: `job(train) -> result`, with a `train` of the same signature as below.
-        train: `train(keys, states, *, steps, share=1.0) -> [(state, report), ...]`, from `population.train_many`.
+        train: `train(keys, states, *, steps, share=1.0, rate=1.0) -> [(state, report), ...]`, from
+            `population.train_many`.
 
     Returns:
         The results, in order. The same jobs ask in the same order, whichever thread was faster.
@@ -45,11 +46,12 @@ class _Request(NamedTuple):
     states: Sequence[Any]
     steps: int
     share: float
+    rate: float
 
     @property
-    def kind(self) -> tuple[int, float, int]:
-        """What sessions must have in common to be trained at once: length, end and beginning."""
-        return self.steps, self.share, int(self.states[0].step)
+    def kind(self) -> tuple[int, float, float, int]:
+        """What sessions must have in common to be trained at once: length, end, rate and beginning."""
+        return self.steps, self.share, self.rate, int(self.states[0].step)
 
 
 class _Meeting:
@@ -68,10 +70,17 @@ class _Meeting:
                 self._change.notify_all()
 
     def _ask(
-        self, number: int, keys: Sequence[Any], states: Sequence[Any], *, steps: int, share: float = 1.0
+        self,
+        number: int,
+        keys: Sequence[Any],
+        states: Sequence[Any],
+        *,
+        steps: int,
+        share: float = 1.0,
+        rate: float = 1.0,
     ) -> list[Any]:
         with self._change:
-            self._waiting[number] = _Request(keys, states, steps, share)
+            self._waiting[number] = _Request(keys, states, steps, share, rate)
             self._change.notify_all()
             self._change.wait_for(lambda: number in self._answers or self._error is not None)
             self._waiting.pop(number, None)
@@ -109,6 +118,7 @@ class _Meeting:
             asked = {number: each for number, each in requests.items() if each.kind == kind}
             keys = [key for each in asked.values() for key in each.keys]
             states = [state for each in asked.values() for state in each.states]
-            found = iter(self._train(keys, states, steps=kind[0], share=kind[1]))
+            rate = {} if kind[2] == 1.0 else {"rate": kind[2]}
+            found = iter(self._train(keys, states, steps=kind[0], share=kind[1], **rate))
             answers |= {number: [next(found) for _ in each.keys] for number, each in asked.items()}
         return answers

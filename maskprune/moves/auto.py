@@ -28,7 +28,8 @@ from maskprune.train import TrainState
 
 
 NEAR = 1.5  # times the error that is allowed can be mended: larger errors mean that something is missing
-LONG = 3  # times as long as usual is a session that is to mend it
+LONG = 3  # times as long as usual is a session that is to mend it,
+GENTLE = 0.3  # and so much smaller its steps: it should not leave what it has found
 
 
 def auto(patience: int = 4) -> Plan:
@@ -99,7 +100,7 @@ def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
     """Trains a network on that was refused but is near: one long session."""
     if verdict.accepted or verdict.winner.worth < near(view):
         return verdict
-    return (yield Proposal([Move({}, base=verdict.winner.state)], 1, times=LONG))
+    return (yield Proposal([Move({}, base=verdict.winner.state)], 1, times=LONG, rate=GENTLE))
 
 
 def near(view: View) -> float:

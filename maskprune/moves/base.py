@@ -60,6 +60,7 @@ class Proposal(NamedTuple):
         racing: Whether the worse half may drop out at every doubling; None for what the rules say.
         enough: With `rules.early`, the score at which sessions may end early; None for what is required.
         times: How many times as long as usual the session is.
+        rate: What its updates are multiplied with.
     """
 
     moves: Sequence[Move]
@@ -67,6 +68,7 @@ class Proposal(NamedTuple):
     racing: bool | None = None
     enough: float | None = None
     times: int = 1
+    rate: float = 1.0
 
 
 class Verdict(NamedTuple):
