@@ -65,7 +65,7 @@ def minimize(
         limits: When to stop early.
         train_many: `train_many(keys, states, *, share) -> [(state, report), ...]`: short sessions side by side, up to
             that share of their length, for `rules.candidates`. By default `train` one after another, which cannot race.
-            Where a plan asks for other sessions (`Proposal.times`, `Proposal.rate`), it gets `times` and `rate` as well:
+            Where a plan asks for other sessions (`Proposal.times`, `Proposal.rate`) it gets `times` and `rate`, too;
             `of_length` makes such a function.
         plan: What is tried next, from `maskprune.moves`.
         remove: `remove(network, chosen, batch) -> Network` switches masks off, from `maskprune.repair`; by default

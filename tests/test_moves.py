@@ -3,9 +3,11 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import linear_draw, linear_loss, same_bits
 
 from maskprune import moves, select
 from maskprune.alter import disable, freeze
@@ -13,9 +15,10 @@ from maskprune.groups import Group, Groups, Slice
 from maskprune.minimize import minimize
 from maskprune.moves.base import Move, alive, apply_move
 from maskprune.network import choose, count_enabled, effective_params, init_network, list_masks
+from maskprune.population import make_population, train_many
 from maskprune.rounds import Limits, Rules
-from maskprune.session import SessionReport
-from maskprune.train import init_state
+from maskprune.session import SessionReport, make_session, of_length, train_alone
+from maskprune.train import init_state, make_train_step
 
 
 OPTIMIZER = optax.adam(0.1)
@@ -35,7 +38,7 @@ def network(**sizes):
     return init_network({name: np.arange(1.0, size + 1, dtype=np.float32) for name, size in sizes.items()}, groups)
 
 
-def idle(keys, states, *, share=1.0, times=1):
+def idle(keys, states, *, share=1.0, times=1, rate=1.0):
     return [(state, SessionReport(np.zeros(10, np.float32), True, "", 0.0)) for state in states]
 
 
@@ -179,3 +182,44 @@ def test_a_plan_of_ones_own_is_a_few_lines():
 
     rounds = search(network(a=5), needs(("a", 4), ("a", 1)), from_the_end)
     assert [row.chosen["a"][0] for row in rounds[1:]] == [4, 3, 2, 1, 0] and rounds[-1].stop == "all were asked"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_sessions_of_a_length_may_be_longer_and_gentler(many):
+    step = make_train_step(linear_loss, OPTIMIZER)
+    start = init_state(init_network({"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, Groups(())), OPTIMIZER)
+    data = jnp.ones((3, 2))
+    made = train_many(make_population(step, linear_draw), data) if many else None
+    sessions = of_length(made or train_alone(make_session(step, linear_draw), data), 5)
+    train = lambda **how: sessions([jax.random.key(0)], [start], **how)[0]
+    still, report = train(rate=0.0)
+    assert same_bits(still.network.params, start.network.params) and len(report.losses) == 5
+    longer, report = train(times=3)
+    assert len(report.losses) == 15 and int(longer.step) == 15
+    half, whole = (np.asarray(train(rate=rate)[0].network.params["bias"]) for rate in (0.5, 1.0))
+    assert np.all(np.abs(half) < np.abs(whole))
+
+
+def test_without_sessions_of_its_own_a_longer_one_is_several():
+    asked = []
+
+    def train(key, state):
+        asked.append(int(state.step))
+        return idle([key], [state])[0]
+
+    def plan(view):
+        verdict = yield moves.Proposal([Move({"a": [0]})], 1, times=3, rate=0.5)
+        return f"{len(verdict.winner.report.losses)} steps"
+
+    rounds = list(
+        minimize(
+            jax.random.key(0), init_state(network(a=3), OPTIMIZER), train=train, evaluate=at_least(1),
+            optimizer=OPTIMIZER, selector=select.sequential(), plan=plan,
+        )
+    )  # fmt: skip
+    assert rounds[-1].stop == "30 steps" and asked == [0, 0, 0]
+
+
+def test_plans_follow_one_another():
+    rounds = search(network(a=4), at_least(2), moves.chain(moves.bisect, moves.one_by_one), rules=Rules())
+    assert rounds[-1].stop == "every mask that may go was refused" and len(enabled(rounds[-1].state.network)) == 2

@@ -302,3 +302,13 @@ def test_every_repair_is_measured_on_the_same_masks(tiny):
     rows = read(config.options.out / "repairs.csv")
     assert [row["repair"] for row in rows] == list(program.REPAIRS)
     assert len({row["masks"] for row in rows}) == 1 and len(masks) == 5 * int(rows[0]["masks"])
+
+
+def test_the_reset_is_compared_mask_by_mask(tiny):
+    program, config = tiny("reset")
+    table = program.main(config)
+    assert [row["share of the session"] for row in table] == list(program.LOOKS)
+    assert all(row["masks"] == 8 and row["networks"] == 2 for row in table)
+    last = table[-1]
+    assert last["fresh - kept"].value == pytest.approx(last["fresh"].value - last["kept"].value)
+    assert last["fresh"].value != last["kept"].value  # another optimizer, another network
