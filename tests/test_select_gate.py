@@ -163,7 +163,9 @@ def test_ablation_with_a_repair_scores_the_repaired_network():
 
 
 @pytest.mark.parametrize(
-    "make", [select.taylor, partial(select.taylor, order=2), select.fisher, select.ablation], ids=str
+    "make",
+    [select.taylor, partial(select.taylor, order=2), select.fisher, select.ablation],
+    ids=["taylor", "second", "fisher", "ablation"],
 )
 def test_a_mask_that_nobody_reads_goes_first(make):
     toy = fcn_toy()
@@ -177,7 +179,9 @@ def test_a_mask_that_nobody_reads_goes_first(make):
     }
 
 
-@pytest.mark.parametrize("make", [partial(select.taylor, order=2), select.fisher, select.ablation], ids=str)
+@pytest.mark.parametrize(
+    "make", [partial(select.taylor, order=2), select.fisher, select.ablation], ids=["second", "fisher", "ablation"]
+)
 def test_other_masks_and_other_weights_compile_nothing(make):
     network, batch = two_layers()
     traced = []
