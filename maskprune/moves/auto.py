@@ -36,8 +36,8 @@ def auto(patience: int = 4) -> Plan:
     """Makes the plan to take where nothing else is known.
 
     One mask after another goes as long as the network stays near what is required (`dive`). Then one mask less is asked
-    for, by twice as many candidates and in turns: other sets of masks from further up the path, and exchanges of a mask
-    drawn afresh for two others. It ends when `patience` such rounds were refused in a row. Use it with several
+    for, by many candidates and in turns: other sets of masks, all at once from the start or from a network of the path,
+    and exchanges of a mask drawn afresh for two others. It ends when `patience` such rounds were refused in a row. Use it with several
     `rules.candidates`, racing, and `rules.early`.
 
     Raises:
@@ -60,13 +60,13 @@ def _auto(view: View, *, patience: int) -> Generator[Proposal, Verdict, str]:
 
 
 def _one_less(view: View, path: Sequence[TrainState], tried: set[frozenset[Mask]], turn: int) -> list[Move]:
-    """Ways to one mask less than are held: other sets from further up the path, then exchanges, in turns."""
+    """Ways to one mask less than are held: in turns other sets, from the start or down the path, and exchanges."""
     most, held = 2 * view.rules.candidates, len(alive(view.state.network))
-    above = [state for state in path if len(alive(state.network)) > held + turn // 2] if view.spare() else []
+    above = [state for state in path if len(alive(state.network)) > held] if view.spare() else []
     if above and turn % 2 == 0:
-        base = above[-1]
+        base = above[turn // 2 % len(above)]
         gone = len(alive(base.network)) - held + 1
-        if sets := removals(view, gone, tried, base.network, most):
+        if sets := removals(view, gone, tried, base.network, 2 * most):
             return [Move(each, base=base) for each in sets]
     return exchanges(view, turn // 2, most)
 
