@@ -37,8 +37,8 @@ def auto(patience: int = 4) -> Plan:
 
     One mask after another goes as long as the network stays near what is required (`dive`). Then one mask less is asked
     for, by many candidates and in turns: other sets of masks, all at once from the start or from a network of the path,
-    and exchanges of a mask drawn afresh for two others. It ends when `patience` such rounds were refused in a row. Use it with several
-    `rules.candidates`, racing, and `rules.early`.
+    and exchanges of a mask drawn afresh for two others. It ends when `patience` such rounds were refused in a row. Use
+    it with several `rules.candidates`, racing, and `rules.early`.
 
     Raises:
         ValueError: `patience` is negative.
