@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from protocol import (
     STRATEGIES,
+    TRAINING,
     Pictures,
     Preset,
     Recipe,
@@ -155,7 +156,7 @@ def choosing(config: Config, setup: Setup, network: Any) -> Any:
         cost = maskprune.cost(model.apply, network.params, setup.task.sample[0], groups=model.groups)
         made = select.weigh(made, cost.saving(measure))
     made = select.reverse(made) if config.reverse else made
-    return made if setup.recipe.selector == "probe" else jax.jit(made)  # one program; a probe trains between programs
+    return made if setup.recipe.selector.startswith(TRAINING) else jax.jit(made)
 
 
 # The run

@@ -23,10 +23,11 @@ SelectorName = Literal[
     "sequential", "random", "magnitude-l1", "magnitude-l2",
     "activation-mean", "activation-std", "activation-zeros", "taylor", "geometric-median",
     "taylor-signed", "taylor-second", "fisher", "twin", "information", "redundancy", "surgeon",
-    "ablation", "ablation-bias", "ablation-repaired", "probe", "ensemble",
+    "ablation", "ablation-bias", "ablation-repaired", "probe", "probe-long", "ensemble",
 ]  # fmt: skip
 # Selectors that look at weights only; the others are shown a sample of training crops.
 BLIND = ("cosine", "abs-cosine", "sequential", "random", "magnitude", "geometric", "twin", "probe")
+TRAINING = ("probe",)  # selectors that train, which does not run inside other compiled code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +350,8 @@ def make_selector(name: str, setup: Setup) -> Any:
         "ablation": lambda: select.ablation(task.loss),
         "ablation-bias": lambda: select.ablation(task.loss, remove=repair.bias(activations, border=border)),
         "ablation-repaired": lambda: select.ablation(task.loss, remove=repaired),
-        "probe": lambda: _probe(setup),
+        "probe": lambda: _probe(setup, setup.recipe.steps // 2),
+        "probe-long": lambda: _probe(setup, setup.recipe.steps, racing=False, orders=4),
         "ensemble": lambda: select.ensemble([make_selector(each, setup) for each in ENSEMBLE]),
     }
     families = {
@@ -359,11 +361,11 @@ def make_selector(name: str, setup: Setup) -> Any:
         "activation": lambda: select.activation(activations, kind),
     }
     made = (plain.get(name) or families[family])()
-    return made if name == "probe" else jax.jit(made)  # it trains, which does not run inside other compiled code
+    return made if name.startswith(TRAINING) else jax.jit(made)
 
 
-def _probe(setup: Setup) -> Any:
+def _probe(setup: Setup, steps: int, **options: Any) -> Any:
     from maskprune import select
 
-    train = functools.partial(setup.training(), steps=max(1, setup.recipe.steps // 2))
-    return select.probe(train, setup.task.evaluate, setup.optimizer)
+    train = functools.partial(setup.training(), steps=max(1, steps))
+    return select.probe(train, setup.task.evaluate, setup.optimizer, **options)

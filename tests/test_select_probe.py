@@ -79,6 +79,29 @@ def test_a_race_agrees_and_spends_less():
     assert train.asked == [(6, 0.125), (3, 0.25), (2, 0.5), (1, 1.0)]
 
 
+def test_several_orders_give_the_mean_place():
+    """The noise is as large as what is to be told apart, so single orders differ; their mean is what is returned."""
+    keys = jax.random.split(KEY, 5)
+    network, noisy = start(), make_noisy()
+    found = select.probe(noisy, evaluate, OPTIMIZER, racing=False, orders=5)(KEY, network, None)
+    alone = [select.probe(noisy, evaluate, OPTIMIZER, racing=False)(key, network, None) for key in keys]
+    for name in found:
+        np.testing.assert_allclose(found[name], np.mean([each[name] for each in alone], axis=0), rtol=1e-6)
+    assert len({tuple(np.concatenate([each["g"], each["h"]])) for each in alone}) > 1
+
+
+def make_noisy():
+    draw = lambda key, data: data + jax.random.normal(key, (SIZE,))
+    step = make_train_step(lambda params, batch: jax.numpy.sum(jax.numpy.square(params["w"] - batch)), OPTIMIZER)
+    train = train_alone(make_session(step, draw, chunk=8), TARGET)
+    return lambda keys, states, *, share: train(keys, states, steps=STEPS, share=share)
+
+
+def test_no_orders_are_refused():
+    with pytest.raises(ValueError, match="orders must be at least 1, found 0"):
+        select.probe(Trainer(), evaluate, OPTIMIZER, orders=0)
+
+
 def test_who_stays_longer_is_before_who_scores_higher():
     """With early scores that mislead: 5 is out at once, though it would be the second best, and 0 gets farther."""
     misled = lambda state: evaluate(state) if int(state.step) > STEPS // 8 else {"score": early[lost_mask(state)]}
