@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import maskprune
-from maskprune import alive, record, regret, replay
+from maskprune import alive, record, regret, replay, statistics
 from maskprune.files import replace_file
 
 
@@ -171,10 +171,10 @@ def replayed_rows(truths: Sequence[Truth], rows: Sequence[Row], thresholds: Sequ
             pairs = zip(truths, orders, strict=True)
             values = np.array([measured(truth, order[name], threshold) for truth, order in pairs])
             baseline = values[:, 0] if baseline is None else baseline  # "random" comes first
-            size, better = regret.bootstrap(values[:, 0]), regret.bootstrap(values[:, 0] - baseline)
+            size, better = statistics.mean(values[:, 0]), statistics.mean(values[:, 0] - baseline)
             row = {"kind": truths[0].kind, "strategy": name, "threshold": threshold, "parents": len(truths)}
-            row |= {"size_regret": size.estimate, "low": size.low, "high": size.high}
-            row |= {"against_random": better.estimate, "against_low": better.low, "against_high": better.high}
+            row |= {"size_regret": size.value, "low": size.low, "high": size.high}
+            row |= {"against_random": better.value, "against_low": better.low, "against_high": better.high}
             names_of_rest = (
                 "no_regret",
                 "multiply_adds_regret",

@@ -125,14 +125,9 @@ def _place(mask: Row) -> tuple[Any, ...]:
 
 
 def mean(masks: Sequence[Row], column: str) -> Any:
-    import numpy as np
-
     from maskprune import statistics
 
-    networks: dict[int, list[float]] = {}
-    for mask in masks:
-        networks.setdefault(mask["network"], []).append(mask[column])
-    return statistics.bootstrap(list(networks.values()), lambda found: float(np.nanmean(np.concatenate(found))))
+    return statistics.mean([mask[column] for mask in masks], [mask["network"] for mask in masks])
 
 
 def ask(study: Study, config: Config) -> list[Row]:

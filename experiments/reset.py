@@ -59,26 +59,16 @@ def ask_network(study: Study, seed: int, train: Any) -> Row:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Mean scores at every look, relative to those before, and what the fresh optimizer gains; 95 % intervals."""
-    import numpy as np
-
     from maskprune import statistics
 
+    masks = [(row["seed"], row["score"], mask) for row in rows for mask in row["masks"]]
+    networks = [network for network, *_ in masks]
     table = []
     for at, look in enumerate(LOOKS):
-        ratio = lambda row, name, at=at: [mask[name][at] / row["score"] for mask in row["masks"]]
-        clusters = {name: [ratio(row, name) for row in rows] for name in ("fresh", "kept")}
-        clusters["fresh - kept"] = [
-            list(np.subtract(one, other)) for one, other in zip(clusters["fresh"], clusters["kept"], strict=True)
-        ]
-        mean = lambda found: float(np.mean(np.concatenate(found)))
-        table.append(
-            {
-                "share of the session": look,
-                **{name: statistics.bootstrap(values, mean) for name, values in clusters.items()},
-                "networks": len(rows),
-                "masks": sum(map(len, clusters["kept"])),
-            }
-        )
+        ratios = {name: [mask[name][at] / score for _, score, mask in masks] for name in ("fresh", "kept")}
+        ratios["fresh - kept"] = [one - other for one, other in zip(ratios["fresh"], ratios["kept"], strict=True)]
+        means = {name: statistics.mean(values, networks) for name, values in ratios.items()}
+        table.append({"share of the session": look, **means, "networks": len(rows), "masks": len(masks)})
     return table
 
 

@@ -177,7 +177,7 @@ def summarize(compared: list[Row]) -> list[Row]:
     import numpy as np
     from scipy import stats
 
-    from maskprune import regret
+    from maskprune import statistics
 
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in compared:
@@ -186,20 +186,18 @@ def summarize(compared: list[Row]) -> list[Row]:
     for (name, threshold), own in sorted(groups.items()):
         known = [row for row in own if row["known"]]
         lost = [max(0, row["regret"]) for row in known]
-        size, none = regret.bootstrap(lost), sum(each == 0 for each in lost)
-        sure = stats.binomtest(none, len(lost)).proportion_ci() if lost else None  # Clopper and Pearson 1934
+        none = sum(each == 0 for each in lost)
+        sure = (
+            stats.binomtest(none, len(lost)).proportion_ci() if lost else (math.nan, math.nan)
+        )  # Clopper, Pearson 1934
         summary.append(
             {
                 "strategy": name,
                 "threshold": threshold,
                 "parents": len(known),
                 "undecided": len(own) - len(known),
-                "no regret": none / len(lost) if lost else math.nan,
-                "no regret, low": sure.low if sure else math.nan,
-                "no regret, high": sure.high if sure else math.nan,
-                "regret": size.estimate,
-                "regret, low": size.low,
-                "regret, high": size.high,
+                "no regret": statistics.Estimate(none / len(lost) if lost else math.nan, *sure, len(lost)),
+                "regret": statistics.mean(lost),
                 "smaller than the table": sum(row["regret"] < 0 for row in own),
                 "masks": float(np.mean([row["masks"] for row in own])),
                 "score ratio": float(np.mean([row["score"] / row["reference"] for row in own])),
@@ -215,7 +213,7 @@ def summarize(compared: list[Row]) -> list[Row]:
 def main(config: Config) -> list[Row]:
     """Runs the searches and writes the comparison. Returns its rows."""
     import maskprune
-    from maskprune import record
+    from maskprune import files, record, study
     from maskprune.display import Display
 
     with Display(quiet=config.quiet) as show:
@@ -225,10 +223,10 @@ def main(config: Config) -> list[Row]:
         compared = compare(rows, tables, first_steps=recipe["first_steps"])
         summary = summarize(compared)
         record.write_csv(config.out / "searches.csv", compared)
-        record.write_csv(config.out / "summary.csv", summary)
+        files.replace_file(config.out / "summary.csv", study.as_csv(summary))
         for row in summary:
             show.say(
-                f"{row['strategy']:>12} at {row['threshold']:.2f}: no regret in {row['no regret']:.0%} of "
+                f"{row['strategy']:>12} at {row['threshold']:.2f}: no regret in {row['no regret'].value:.0%} of "
                 f"{row['parents']} parents, {row['masks']:.1f} masks, median of {row['steps, median']:.0f} steps"
             )
     return summary

@@ -164,7 +164,6 @@ def against(searches: Sequence[Row], baseline: str) -> list[Row]:
     from maskprune import statistics
 
     groups, table = grouped(searches), []
-    mean = lambda values: sum(values) / len(values)
     for (task, threshold, name), found in groups.items():
         other = {each["network"]: each for each in groups.get((task, threshold, baseline), [])}
         if name == baseline or not other:
@@ -175,7 +174,7 @@ def against(searches: Sequence[Row], baseline: str) -> list[Row]:
                 "threshold": threshold,
                 "strategy": name,
                 **{
-                    words: statistics.bootstrap([each[column] - other[each["network"]][column] for each in found], mean)
+                    words: statistics.mean([each[column] - other[each["network"]][column] for each in found])
                     for column, words in (
                         ("masks", "masks more"),
                         ("ratio", "score ratio more"),
@@ -192,13 +191,12 @@ def worth_of_searching(searches: Sequence[Row]) -> list[Row]:
     """How much better what was found is than the same widths from scratch with as many steps."""
     from maskprune import statistics
 
-    mean = lambda values: sum(values) / len(values)
     return [
         {
             "task": task,
             "threshold": threshold,
             "strategy": name,
-            "score ratio more": statistics.bootstrap([each["ratio"] - each["from_scratch"] for each in found], mean),
+            "score ratio more": statistics.mean([each["ratio"] - each["from_scratch"] for each in found]),
             "better": f"{sum(each['ratio'] > each['from_scratch'] for each in found)} of {len(found)}",
         }
         for (task, threshold, name), found in grouped(searches).items()

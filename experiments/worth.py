@@ -151,14 +151,9 @@ def _of(masks: Sequence[Row], test: str, layer: str) -> list[Row]:
 
 
 def mean(masks: Sequence[Row], column: str) -> Any:
-    import numpy as np
-
     from maskprune import statistics
 
-    networks: dict[int, list[float]] = {}
-    for mask in masks:
-        networks.setdefault(mask["network"], []).append(mask[column])
-    return statistics.bootstrap(list(networks.values()), lambda found: float(np.nanmean(np.concatenate(found))))
+    return statistics.mean([mask[column] for mask in masks], [mask["network"] for mask in masks])
 
 
 def agreement(masks: Sequence[Row]) -> list[Row]:

@@ -1,8 +1,7 @@
 """How far from the best possible? Measures on a table that holds the score of every sub-network of one parent.
 
 With the whole table known, "small" has an absolute meaning: n*(tau), the fewest masks of any network that still scores
-tau times the reference. What a search found is compared with that. Parents are the unit of statistics: `bootstrap`
-draws parents anew, never masks. Knows numbers and the text of `alive` only.
+tau times the reference. What a search found is compared with that. Knows numbers and the text of `alive` only.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -202,20 +201,17 @@ def agreement(scores: Sequence[float], truth: Sequence[float]) -> Agreement:
     return Agreement(float(np.asarray(rho)[0]), float(np.asarray(tau)[0]))
 
 
-def spearman_brown(reliability: float, times: float) -> float:
-    """Reliability of the mean of `times` measurements: k r / (1 + (k - 1) r) (Spearman 1910, Brown 1910)."""
-    return times * reliability / (1 + (times - 1) * reliability)
-
-
 def ceiling(measured: np.ndarray) -> float:
     """The rank correlation that a perfect criterion could reach with the mean of repeated, noisy measurements.
 
     The square root of the reliability of that mean: the mean rank correlation between measurements, raised to their
-    number by `spearman_brown`. 0 where they agree no better than by chance.
+    number by the formula of Spearman and Brown. 0 where they agree no better than by chance.
 
     Args:
         measured: float[R, N], R >= 2 measurements of N networks.
     """
+    from maskprune.statistics import spearman_brown  # late, like scipy
+
     measured = np.asarray(measured, float)
     if measured.ndim != 2 or len(measured) < 2:
         raise ValueError(f"`measured` has shape {measured.shape}: give two measurements or more, float[R, N].")
@@ -257,44 +253,3 @@ def greedy_size(table: Table, required: float) -> float:
             break
         fewest = count(alive)
     return fewest
-
-
-# Statistics over parents
-
-
-class Interval(NamedTuple):
-    """An estimate with the ends of its interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def bootstrap(
-    values: Sequence[float] | np.ndarray,
-    *,
-    statistic: Callable[[np.ndarray], Any] = np.mean,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of a statistic over parents, drawn anew with replacement (Efron 1979).
-
-    Args:
-        values: float[P], one number for each parent; NaNs are left out. For two methods give paired differences.
-        statistic: Of float[P].
-        level: Share of the draws inside.
-        draws: How often parents are drawn.
-        seed: Of the drawing.
-
-    Returns:
-        Its ends are NaN with fewer than two parents, and all is NaN with none.
-    """
-    known = np.asarray(values, float)
-    known = known[~np.isnan(known)]
-    if len(known) < 2:
-        return Interval(float(statistic(known)) if len(known) else math.nan, math.nan, math.nan)
-    picks = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
-    drawn = [float(statistic(known[pick])) for pick in picks]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(known)), float(low), float(high))

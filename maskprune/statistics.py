@@ -198,6 +198,24 @@ def bootstrap(
     return Estimate(float(statistic(clusters)), low, high, n)
 
 
+def mean(values: Array, clusters: Sequence[Any] | None = None, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The mean of the values that are not NaN, with its 95 % interval from drawing clusters again.
+
+    Args:
+        values: float[N].
+        clusters: What each value belongs to, such as its network, which is what is drawn. Default: every value alone.
+        resamples: Drawings.
+        seed: Of the drawings.
+    """
+    groups: dict[Any, list[float]] = {}
+    for value, cluster in zip(values, range(len(values)) if clusters is None else clusters, strict=True):
+        if not math.isnan(value):
+            groups.setdefault(cluster, []).append(float(value))
+    return bootstrap(
+        list(groups.values()), lambda found: float(np.mean(np.concatenate(found))), resamples=resamples, seed=seed
+    )
+
+
 def median(values: Array, *, confidence: float = 0.95) -> Estimate:
     """The median and its interval between two order statistics, which holds for every distribution.
 

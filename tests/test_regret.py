@@ -90,8 +90,6 @@ def test_agreement():
 
 
 def test_reliability_of_repeated_measurements(rng):
-    assert regret.spearman_brown(0.5, 2) == pytest.approx(2 / 3)
-    assert regret.spearman_brown(0.5, 1) == 0.5
     truth = np.arange(40.0)
     assert regret.ceiling(np.stack([truth, truth])) == pytest.approx(1)
     assert regret.ceiling(np.stack([truth, -truth])) == 0
@@ -103,18 +101,6 @@ def test_reliability_of_repeated_measurements(rng):
     assert regret.agreement(signal, measured.mean(axis=0)).spearman == pytest.approx(regret.ceiling(measured), abs=0.03)
     with pytest.raises(ValueError, match="two measurements"):
         regret.ceiling(truth[None])
-
-
-def test_bootstrap_over_parents():
-    values = np.arange(20.0)
-    found = regret.bootstrap(values)
-    assert found == regret.bootstrap(values) != regret.bootstrap(values, seed=1)
-    assert found.estimate == 9.5
-    wide = 1.96 * values.std() / math.sqrt(20)
-    assert (found.low, found.high) == (pytest.approx(9.5 - wide, abs=0.4), pytest.approx(9.5 + wide, abs=0.4))
-    assert regret.bootstrap([2.0, 2.0, math.nan]) == (2.0, 2.0, 2.0)
-    assert regret.bootstrap([3.0])[0] == 3.0 and math.isnan(regret.bootstrap([3.0]).low)
-    assert math.isnan(regret.bootstrap([]).estimate)
 
 
 def test_a_table_says_what_it_lacks():

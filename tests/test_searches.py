@@ -56,8 +56,9 @@ def test_the_summary_counts_parents_and_leaves_out_what_is_undecided(program):
     summary = {each["threshold"]: each for each in program.summarize(program.compare(rows, tables, first_steps=0))}
     ours = summary[0.9]
     assert ours["parents"] == 3 and ours["undecided"] == 0 and ours["smaller than the table"] == 1
-    assert ours["no regret"] == pytest.approx(2 / 3) and ours["no regret, low"] <= 2 / 3 <= ours["no regret, high"]
-    assert ours["regret"] == pytest.approx(1.0)  # 0, 3 and none below zero
+    share = ours["no regret"]
+    assert share.value == pytest.approx(2 / 3) and share.low <= 2 / 3 <= share.high
+    assert ours["regret"].value == pytest.approx(1.0)  # 0, 3 and none below zero
     assert summary[0.995]["undecided"] == 1 and summary[0.995]["parents"] == 0
 
 

@@ -179,6 +179,17 @@ def test_the_bootstrap_draws_whole_clusters(rng):
     assert math.isnan(statistics.bootstrap(clusters[:1], lambda drawn: 1.0).low)
 
 
+def test_the_mean_of_what_is_there():
+    values, networks = [1.0, 3.0, math.nan, 8.0, 4.0], ["a", "a", "a", "b", "c"]
+    found = statistics.mean(values, networks)
+    assert found.value == 4 and found.n == 3 and found.low <= 2.5 and found.high >= 7  # draws of three networks
+    assert statistics.mean([2.0, 2.0, math.nan]) == (2.0, 2.0, 2.0, 2)
+    assert statistics.mean([3.0]).value == 3 and math.isnan(statistics.mean([3.0]).low)
+    assert math.isnan(statistics.mean([]).value)
+    wide = 1.96 * np.arange(20.0).std() / math.sqrt(20)
+    assert statistics.mean(np.arange(20.0)).low == pytest.approx(9.5 - wide, abs=0.5)
+
+
 def test_spearman_browns_formula():
     assert statistics.spearman_brown(0.5, 2) == pytest.approx(2 / 3)
     assert statistics.spearman_brown(0.8, 1) == 0.8
