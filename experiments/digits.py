@@ -138,17 +138,6 @@ def accuracy(run: Callable[[jax.Array], jax.Array], data: Part) -> float:
 # Which masks go
 
 
-def equal_shares(selector: mp.select.Selector) -> mp.select.Selector:
-    """The order of another selector within each group, and the same share of every group."""
-
-    def score(key: jax.Array, network: mp.Network, batch: Any) -> dict[str, jax.Array]:
-        scores = selector(key, network, batch)
-        ranks = {n: jnp.argsort(jnp.argsort(jnp.where(network.enabled[n], s, -jnp.inf))) for n, s in scores.items()}
-        return {name: found / found.size for name, found in ranks.items()}
-
-    return score
-
-
 def make_selector(method: Method, loss: Callable[..., Any], found: mp.Cost) -> mp.select.Selector:
     """Its batch is `(training data, model state)`.
 
@@ -159,7 +148,7 @@ def make_selector(method: Method, loss: Callable[..., Any], found: mp.Cost) -> m
     return {
         "taylor": select.weigh(taylor, found.saving("multiply_adds")),
         "magnitude": select.weigh(select.magnitude(2), found.saving("multiply_adds")),
-        "uniform": equal_shares(select.magnitude(2)),
+        "uniform": select.equal_shares(select.magnitude(2)),
         "random": select.random(),
     }[method]
 

@@ -20,13 +20,13 @@ Preset = Literal["quick", "study", "full", "thesis"]
 SelectorName = Literal[
     "cosine-min", "cosine-max", "cosine-mean", "cosine-median", "cosine-std",
     "abs-cosine-min", "abs-cosine-max", "abs-cosine-mean", "abs-cosine-median", "abs-cosine-std",
-    "sequential", "random", "magnitude-l1", "magnitude-l2",
+    "sequential", "random", "magnitude-l1", "magnitude-l2", "uniform",
     "activation-mean", "activation-std", "activation-zeros", "taylor", "geometric-median",
     "taylor-signed", "taylor-second", "fisher", "twin", "information", "redundancy", "surgeon",
     "ablation", "ablation-bias", "ablation-repaired", "probe", "probe-long", "ensemble",
 ]  # fmt: skip
 # Selectors that look at weights only; the others are shown a sample of training crops.
-BLIND = ("cosine", "abs-cosine", "sequential", "random", "magnitude", "geometric", "twin", "probe")
+BLIND = ("cosine", "abs-cosine", "sequential", "random", "magnitude", "uniform", "geometric", "twin", "probe")
 TRAINING = ("probe",)  # selectors that train, which does not run inside other compiled code
 
 
@@ -53,7 +53,8 @@ class Pictures:
 
 
 StrategyName = Literal[
-    "auto", "one-by-one", "ablation", "raced", "batches", "bisect", "beam", "grow", "regrow", "random", "l1", "taylor",
+    "auto", "one-by-one", "ablation", "raced", "batches", "bisect", "beam", "grow", "regrow", "random", "uniform", "l1",
+    "taylor",
 ]  # fmt: skip
 
 
@@ -76,6 +77,7 @@ STRATEGIES: dict[str, Strategy] = {
     "ablation": Strategy(lambda moves: moves.one_by_one, {}, "ablation"),
     "random": Strategy(lambda moves: moves.one_by_one, {}, "random"),
     "l1": Strategy(lambda moves: moves.one_by_one, {}, "magnitude-l1"),
+    "uniform": Strategy(lambda moves: moves.one_by_one, {}, "uniform"),
     "taylor": Strategy(lambda moves: moves.one_by_one, {}, "taylor"),
     "raced": Strategy(lambda moves: moves.one_by_one, RACED, "ablation"),
     "batches": Strategy(lambda moves: moves.one_by_one, {"count": 4}, "ablation"),
@@ -343,6 +345,7 @@ def make_selector(name: str, setup: Setup) -> Any:
         "taylor-signed": lambda: select.taylor(task.loss, absolute=False),
         "taylor-second": lambda: select.taylor(task.loss, 2, absolute=False),
         "fisher": lambda: select.fisher(task.loss),
+        "uniform": lambda: select.equal_shares(select.magnitude(1)),
         "twin": select.twin,
         "information": lambda: select.information(cut, lambda batch: inside(batch[1])[..., 0]),
         "redundancy": lambda: select.redundancy(activations, border=border),

@@ -17,14 +17,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 from protocol import SelectorName, Task, make_selector
 from studies import Options, Row, Study, from_scratch, result_of, run, search, trained_start
 
 
-Strategy = Literal[*get_args(SelectorName), "uniform"]
 COSINES = tuple(name for name in get_args(SelectorName) if "cosine" in name)
 BASELINES = ("random", "uniform", "magnitude-l1", "taylor")
 THRESHOLDS = (0.85, 0.90, 0.95, 0.98, 1.00)
@@ -41,37 +40,14 @@ class Config:
     """Which strategies are compared."""
 
     options: Annotated[Options, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Options)
-    strategies: tuple[Strategy, ...] | None = None
-    """Selectors. uniform: the same share of every layer, smallest L1 norm first."""
+    strategies: tuple[SelectorName, ...] | None = None
+    """Selectors."""
     thresholds: tuple[float, ...] | None = None
     """A candidate is kept at this share of the reference score or more."""
     tasks: tuple[Task, ...] | None = None
     """Filters to imitate, one after another, in place of --task."""
     scratch: bool = True
     """Train what was found from scratch too."""
-
-
-def strategy(name: str, setup: Any) -> Any:
-    """The selector of a strategy, compiled."""
-    import jax
-
-    return (
-        jax.jit(equal_shares(make_selector("magnitude-l1", setup))) if name == "uniform" else make_selector(name, setup)
-    )
-
-
-def equal_shares(selector: Any) -> Any:
-    """The order of another selector within each layer, and the same share of every layer."""
-    import jax.numpy as jnp
-
-    def score(key: Any, network: Any, batch: Any) -> Any:
-        ranks = {}
-        for name, scores in selector(key, network, batch).items():
-            last_come = jnp.where(network.enabled[name], scores, -jnp.inf)  # those that are gone count as the first
-            ranks[name] = (jnp.argsort(jnp.argsort(last_come)) + 1) / scores.size
-        return ranks
-
-    return score
 
 
 # One network
@@ -90,9 +66,14 @@ def ask_network(study: Study, config: Config, selectors: Any, seed: int, train: 
 
     def job(name: str, threshold: float, train: Any) -> Row:
         rules = mp.Rules(threshold=threshold, reference=recipe.reference)
-        sample = None if name == "uniform" else setup.sample(name)
         found = search(
-            study, search_key, train, selector=selectors[name], sample=sample, rules=rules, start=start.state
+            study,
+            search_key,
+            train,
+            selector=selectors[name],
+            sample=setup.sample(name),
+            rules=rules,
+            start=start.state,
         )
         result = result_of(study, found)
         row = {"strategy": name, "threshold": threshold, **result, "steps": result["steps"] + start.steps}
@@ -266,7 +247,7 @@ def write_page(study: Study, config: Config, searches: Sequence[Row]) -> None:
 
 def ask(study: Study, config: Config) -> tuple[Study, list[Row]]:
     """The searches of one task."""
-    selectors = {name: strategy(name, study.setup) for name in config.strategies}
+    selectors = {name: make_selector(name, study.setup) for name in config.strategies}
     rows = study.rows(functools.partial(ask_network, study, config, selectors))
     return study, flat(rows, study.options.pictures.task)
 

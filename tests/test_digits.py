@@ -42,17 +42,6 @@ def two_groups() -> mp.Network:
     return mp.init_network(params, mp.trace(apply, params, jnp.ones((1, 2)))), mp.cost(apply, params, jnp.ones((1, 2)))
 
 
-def test_equal_shares_takes_every_group_in_turn(program, key):
-    network, _ = two_groups()
-    scores = lambda key, network, batch: {"a": jnp.arange(4.0), "b": 100 + jnp.arange(8.0)}
-    order = mp.select.rank(program.equal_shares(scores)(key, network, None), network)
-    firsts = [order[:3], order[:6]]
-    assert [sorted(each) for each in firsts] == [
-        [("a", 0), ("b", 0), ("b", 1)],
-        [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3)],
-    ]
-
-
 def test_remove_stops_at_the_limit_and_leaves_the_last_of_a_group(program):
     network, found = two_groups()
     assert found.multiply_adds == 2 * 4 + 4 * 8 + 8

@@ -12,9 +12,10 @@ import optax
 import pytest
 
 from maskprune import select
+from maskprune.alter import disable
 from maskprune.conv import conv2d
 from maskprune.models import fcn
-from maskprune.network import effective_params, init_network
+from maskprune.network import choose, effective_params, init_network
 from maskprune.select.cosine import AGGREGATES
 from maskprune.session import make_session, train_alone
 from maskprune.testing import awkward_forms, check_selector, poison, sample_network
@@ -69,6 +70,7 @@ PLAIN = {
     "geometric_median": select.geometric_median(),
     "reverse": select.reverse(select.magnitude()),
     "standardize": select.standardize(select.cosine("mean")),
+    "equal_shares": select.equal_shares(select.magnitude()),
     "standardize_reverse_random": select.standardize(select.reverse(select.random())),
     "twin": select.twin(),
     "ensemble": select.ensemble([select.magnitude(), select.random()], [2, 1]),
@@ -213,6 +215,19 @@ def test_the_awkward_forms_are_awkward():
     assert all(np.array_equal(one, two) for one, two in zip(*computed, strict=True))
     assert all(flags.all() for flags in forms["all masks frozen"].frozen.values())
     assert [int(flags.sum()) for flags in forms["one mask left in each group"].enabled.values()] == [1, 1, 1, 1]
+
+
+def test_equal_shares_take_every_group_in_turn():
+    model = fcn((2, 4))
+    network = init_network(model.init(jax.random.key(0)), model.groups)
+    scores = lambda key, network, batch: {"conv1": jnp.array([5.0, 0.0]), "conv2": jnp.array([3.0, 1.0, 9.0, 2.0])}
+    order = select.rank(select.equal_shares(scores)(jax.random.key(0), network, None), network)
+    assert order[0] == ("conv2", 1) and {order[1], order[2]} == {("conv2", 3), ("conv1", 1)}
+    assert order[3] == ("conv2", 0) and {order[4], order[5]} == {("conv2", 2), ("conv1", 0)}
+    gone = disable(network, choose(network, {"conv2": [1]}))
+    lost = lambda key, network, batch: {**scores(key, network, batch), "conv2": jnp.array([3.0, 99.0, 9.0, 2.0])}
+    again = select.equal_shares(lost)(jax.random.key(0), gone, None)
+    np.testing.assert_allclose(again["conv2"], [0.75, 0.25, 1, 0.5])  # who is gone counts as the first
 
 
 def test_another_key_is_another_draw():

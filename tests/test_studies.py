@@ -263,20 +263,6 @@ def test_strategies_name_what_they_found(finished):
     assert [row["strategy"] for row in read(out / "against_random.csv")] == ["uniform"]
 
 
-def test_uniform_takes_the_same_share_of_every_layer():
-    import jax
-    import jax.numpy as jnp
-
-    import maskprune as mp
-
-    strategies = importlib.import_module("strategies")
-    model = mp.models.fcn((2, 4))
-    network = mp.init_network(model.init(jax.random.key(0)), model.groups)
-    scores = lambda key, network, batch: {"conv1": jnp.array([5.0, 0.0]), "conv2": jnp.array([3.0, 1.0, 9.0, 2.0])}
-    order = mp.select.rank(strategies.equal_shares(scores)(None, network, None), network)
-    assert order[0] == ("conv2", 1) and {order[1], order[2]} == {("conv2", 3), ("conv1", 1)}
-
-
 def test_a_repair_counts_the_steps_until_the_score_is_back():
     repairs = importlib.import_module("repairs")
     found = repairs.outcome([0.4, 0.5, 0.76, 0.7, 0.8, 0.79], 0.8, 0.95, 400)

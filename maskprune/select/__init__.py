@@ -8,6 +8,7 @@ from maskprune.select.ablation import ablation as ablation
 from maskprune.select.activation import activation as activation
 from maskprune.select.base import Remove as Remove
 from maskprune.select.base import Selector as Selector
+from maskprune.select.base import equal_shares as equal_shares
 from maskprune.select.base import mask_sums as mask_sums
 from maskprune.select.base import mask_vectors as mask_vectors
 from maskprune.select.base import outgoing_norms as outgoing_norms

@@ -103,6 +103,23 @@ def standardize(selector: Selector) -> Selector:
     return score
 
 
+def equal_shares(selector: Selector) -> Selector:
+    """The order of another selector within each group, and the same share of every group: uniform width.
+
+    A mask's score is its place in its group over the group's size, in (0, 1]; masks that are gone count as the first.
+    """
+
+    def score(key: jax.Array, network: Network, batch: Any) -> Scores:
+        scores = selector(key, network, batch)
+        return {name: _places(values, network.enabled[name]) / values.size for name, values in scores.items()}
+
+    return score
+
+
+def _places(values: jax.Array, enabled: jax.Array) -> jax.Array:
+    return jnp.argsort(jnp.argsort(jnp.where(enabled, values, -jnp.inf))) + 1
+
+
 def rank(scores: Mapping[str, Any], network: Network) -> list[tuple[str, int]]:
     """All masks in the order of removal: lowest score first, ties by smaller outgoing norm, then in network order.
 
