@@ -151,9 +151,17 @@ def tables(masks: Sequence[Row], names: Sequence[str], limit: Any) -> list[Any]:
 
     inside = table(masks, names, inside=True)
     for row in inside:
-        shown = row["outcome"] == "best" and limit is not None and limit.value > 0
         row["p of Spearman"] = row["spearman"].p_holm
-        row["share of ceiling"] = row["spearman"].value / limit.value if shown else None
+    spearman = {(row["selector"], row["outcome"]): row["spearman"] for row in inside}
+    share = lambda found: -found.value / limit.value if limit is not None and limit.value > 0 else None
+    short = [
+        {
+            "selector": name,
+            **{outcome: spearman[name, outcome] for outcome in OUTCOMES},
+            "share of ceiling": share(spearman[name, "best"]),
+        }
+        for name in names
+    ]
     layers = list(dict.fromkeys(mask["layer"] for mask in masks))
     by_layer = [
         {"layer": layer, **row}
@@ -161,6 +169,7 @@ def tables(masks: Sequence[Row], names: Sequence[str], limit: Any) -> list[Any]:
         for row in table([mask for mask in masks if mask["layer"] == layer], names, inside=False)
     ]
     return [
+        Table("selectors", "Spearman inside networks, in short", short),
         Table("within", "Inside networks, averaged on Fisher's z scale: what a selector needs", inside),
         Table("pooled", "All masks of all networks together", table(masks, names, inside=False)),
         Table("layers", "Layer by layer, all networks together", by_layer),
@@ -217,7 +226,7 @@ def ask(study: Study, config: Config) -> list[Row]:
     masks = flat(rows)
     limit = ceiling(masks, config.replicates)
     found = tables(masks, names, limit)
-    first, second = pictures(masks, found[0].rows, limit)
+    first, second = pictures(masks, found[1].rows, limit)
     signs = (
         "A selector's score is as it gives it: the lowest goes first, so the cosine selectors score -cos. The right "
         "signs are + with drop and - with best."
@@ -226,10 +235,10 @@ def ask(study: Study, config: Config) -> list[Row]:
         title="Which score tells what a mask is worth?",
         question="Disable a mask, train on, and see what is lost at once (drop) and how good the network is afterwards "
         "relative to one that lost nothing (best): which score, taken before, agrees with either?",
-        answers=answers(study, masks, found[0].rows, limit),
+        answers=answers(study, masks, found[1].rows, limit),
         sections=[
-            Section("Scores against outcomes", [signs], [first], found[:3]),
-            Section("Drop against gain", [], [second], found[3:]),
+            Section("Scores against outcomes", [signs], [first], found[:4]),
+            Section("Drop against gain", [], [second], found[4:]),
         ],
     )
     write_csv(study.out / "masks.csv", masks)

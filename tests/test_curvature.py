@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import away_from_zero, same_bits
 
 from maskprune.alter import disable, freeze
 from maskprune.conv import conv2d
@@ -16,7 +17,6 @@ from maskprune.groups import Groups
 from maskprune.models import fcn
 from maskprune.network import choose, effective_params, init_network, trainable
 from maskprune.testing import awkward_forms, poison, sample_network
-from tests.toys import away_from_zero, same_bits
 
 
 MODEL = fcn((3,), kernel=3, convolution=partial(conv2d, way="xla"))

@@ -23,7 +23,7 @@ def blocks() -> list[str]:
 def test_the_library_example_and_the_selector_run(blocks, tmp_path, capsys):
     library, selector, many, _ = blocks  # the fourth is run in test_adapters.py
     assert len([line for line in library.splitlines() if line.strip()]) <= 20
-    for steps, fewer in (("800", "40"), ("600", "2")):
+    for steps, fewer in (("800", "40"), ("400", "2")):
         assert library.count(steps) == many.count(steps) == 1
         library, many = library.replace(steps, fewer), many.replace(steps, fewer)
     path = tmp_path / "example.py"

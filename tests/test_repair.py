@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import away_from_zero, bits, concat_toy, same_bits
 
 from maskprune import repair
 from maskprune.alter import disable, freeze
@@ -20,7 +21,6 @@ from maskprune.models import fcn
 from maskprune.network import choose, effective_params, init_network, trainable
 from maskprune.readers import readers_of
 from maskprune.testing import awkward_forms, poison, sample_network
-from tests.toys import away_from_zero, bits, concat_toy, same_bits
 
 
 MODEL = fcn((3, 3), kernel=3, convolution=partial(conv2d, way="xla"))

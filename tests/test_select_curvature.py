@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import away_from_zero
 
 from maskprune import select
 from maskprune.alter import disable, freeze
@@ -16,7 +17,6 @@ from maskprune.models import fcn
 from maskprune.network import choose, init_network
 from maskprune.readers import columns, readers_of
 from maskprune.testing import check_selector, sample_network
-from tests.toys import away_from_zero
 
 
 MODEL = fcn((3, 2), kernel=3, convolution=partial(conv2d, way="xla"))

@@ -1,0 +1,107 @@
+"""Writes the tables of `docs/findings.md` from the CSV files in `docs/findings/`, which the studies left.
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`; the words around it are not touched.
+
+    python experiments/findings.py
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from maskprune.files import replace_file
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "findings.md"
+Row = Mapping[str, str]
+
+
+class Shown(NamedTuple):
+    """A file under `docs/findings/`, and what of it the page shows.
+
+    Attributes:
+        file: Of a study.
+        columns: {heading: (column, format)}; a column with `_low` and `_high` beside it is shown with its interval.
+        where: Which rows.
+        order: By what they are sorted, if they are.
+    """
+
+    file: str
+    columns: dict[str, tuple[str, str]]
+    where: Callable[[Row], bool] = lambda row: True
+    order: Callable[[Row], float] | None = None
+
+
+def selectors(task: str) -> Shown:
+    return Shown(
+        f"correlations-{task}/after.csv",
+        {
+            "selector": ("selector", ""),
+            "with drop": ("drop", "+.2f"),
+            "with best": ("best", "+.2f"),
+            "share of the ceiling": ("share of ceiling", ".0%"),
+        },
+    )
+
+
+SEARCHES = {
+    "threshold": ("threshold", ".2f"),
+    "strategy": ("strategy", ""),
+    "parents": ("parents", ".0f"),
+    "no regret": ("no regret", ".0%"),
+    "masks": ("masks", ".2f"),
+    "score ratio": ("score ratio", ".3f"),
+    "steps, median": ("steps, median", ".0f"),
+    "of the protocol's, most": ("share of the protocol's steps, most", ".1%"),
+}
+TABLES: dict[str, Shown] = {}
+
+
+def cell(row: Row, column: str, form: str) -> str:
+    """A value in words, with its interval if it has one."""
+    words = lambda text: (format(float(text), form) if math.isfinite(float(text)) else "–") if form and text else text
+    value, low, high = row[column], row.get(f"{column}_low", ""), row.get(f"{column}_high", "")
+    known = low and high and math.isfinite(float(low)) and math.isfinite(float(high))
+    return f"{words(value)} ({words(low)} to {words(high)})" if known else words(value)
+
+
+def markdown(shown: Shown, rows: Sequence[Row]) -> str:
+    chosen = [row for row in rows if shown.where(row)]
+    chosen = sorted(chosen, key=shown.order) if shown.order else chosen
+    lines = [[cell(row, column, form) for column, form in shown.columns.values()] for row in chosen]
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [list(shown.columns), ["---"] * len(shown.columns), *lines]
+    )
+
+
+def filled(page: str, folder: Path) -> str:
+    """The page with every table written anew.
+
+    Raises:
+        SystemExit: A table that is not known, or a file that is not there.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise SystemExit(f"findings.py: the page has a table {name!r}; known are {', '.join(TABLES)}.")
+        path = folder / TABLES[name].file
+        if not path.exists():
+            raise SystemExit(f"findings.py: {path} is missing; copy it from the folder of the study.")
+        with path.open(newline="", encoding="utf-8") as file:
+            return f"<!-- {name} -->\n{markdown(TABLES[name], list(csv.DictReader(file)))}\n<!-- end -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    replace_file(PAGE, filled(PAGE.read_text("utf-8"), PAGE.with_suffix("")).encode())
+
+
+if __name__ == "__main__":
+    main()
