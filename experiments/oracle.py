@@ -111,6 +111,9 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
 # The run
 
 
+OF_SEARCHES = ("strategy", "selector", "reference", "final_steps")  # no row of a table depends on them
+
+
 def about(config: Config, recipe: Recipe, study: dict[str, Any], dataset: Any) -> dict[str, Any]:
     """What the study is. Under "config" whatever decides the rows there are; more rows may be asked for later."""
     from maskprune import record
@@ -119,8 +122,9 @@ def about(config: Config, recipe: Recipe, study: dict[str, Any], dataset: Any) -
     pictures = {
         name: value if value is None else str(value) for name, value in dataclasses.asdict(config.pictures).items()
     }
+    trains = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in OF_SEARCHES}
     return {
-        "config": {**deciding, **study, "pictures": pictures, "recipe": dataclasses.asdict(recipe)},
+        "config": {**deciding, **study, "pictures": pictures, "recipe": trains},
         "pictures": [dataset.source, dataset.summary()],
         "score": "macro soft F1 over all evaluation pictures",
         "versions": record.versions(),

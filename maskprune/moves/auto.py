@@ -1,8 +1,8 @@
-"""The plan that measured best: down a path of ever smaller networks, and up again to the first that can be trained.
+"""The plan that measured best: down a path of ever smaller networks, and up again to one that can be trained.
 
 A network that loses masks one by one is trained all the while, and in a short session hardly any size keeps a high
-score; so the way down asks only for a score that a longer session could mend. Then the smallest networks of the path
-get that longer session, one after another, until one passes. Knows no training.
+score; so the way down asks only for a score that a longer session could mend. Then the networks of the path get that
+longer session, the smallest first, then by halving, until the smallest that passes is found. Knows no training.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _one_less(view: View, path: Sequence[TrainState], tried: set[frozenset[Mask]
 
 
 def dive(view: View) -> Generator[Proposal, Verdict, list[TrainState]]:
-    """Down as far as networks stay near what is required, then up to the first that passes after a long session.
+    """Down as far as networks stay near what is required, then up to the smallest that passes after a long session.
 
     On the way down the selector's first choice is tried alone, and only if it is not near, `rules.candidates` others.
     Returns the networks of the path, the largest first.
@@ -90,10 +90,25 @@ def dive(view: View) -> Generator[Proposal, Verdict, list[TrainState]]:
             break
         state = verdict.winner.state
         path.append((state, verdict))
-    for reached, verdict in reversed(path):
-        if reached is view.state or (yield from mend(view, verdict)).accepted:
-            break
+    yield from climb(view, [verdict for _, verdict in reversed(path)])
     return [start, *(state for state, _ in path)]
+
+
+def climb(view: View, path: Sequence[Verdict]) -> Generator[Proposal, Verdict, None]:
+    """Finds the smallest network of a path that a long session mends: the smallest first, then by halving the rest.
+
+    Args:
+        view: Of the search.
+        path: The smallest network first; those from the first accepted one on are held already.
+    """
+    low, high = 0, next((at for at, verdict in enumerate(path) if verdict.accepted), len(path))
+    at = 0
+    while low < high:
+        if (yield from mend(view, path[at])).accepted:
+            high = at
+        else:
+            low = at + 1
+        at = (low + high) // 2
 
 
 def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
