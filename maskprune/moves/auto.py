@@ -35,10 +35,11 @@ GENTLE = 0.3  # and so much smaller its steps: it should not leave what it has f
 def auto(patience: int = 4) -> Plan:
     """Makes the plan to take where nothing else is known.
 
-    One mask after another goes as long as the network stays near what is required (`dive`). Then one mask less is asked
-    for, by many candidates and in turns: other sets of masks, all at once from the start or from a network of the path,
-    and exchanges of a mask drawn afresh for two others. It ends when `patience` such rounds were refused in a row. Use
-    it with several `rules.candidates`, racing, and `rules.early`.
+    One mask after another goes as long as the network stays near what is required (`dive`), and the smallest network
+    of that path that can be trained is looked for (`climb`). Then one mask less is asked for, by many candidates and in
+    turns: other sets of masks, from the network held, from the start or from the path, and exchanges of a mask drawn
+    afresh for two others. It ends when `patience` such rounds were refused in a row. Use it with several
+    `rules.candidates`, racing, and `rules.early`.
 
     Raises:
         ValueError: `patience` is negative.
@@ -49,36 +50,41 @@ def auto(patience: int = 4) -> Plan:
 
 
 def _auto(view: View, *, patience: int) -> Generator[Proposal, Verdict, str]:
-    path = yield from dive(view)
+    start = view.state
+    verdicts = yield from dive(view)
+    path = [start, *(verdict.winner.state for verdict in verdicts)]
     tried = {alive(state.network) for state in path}
+    yield from climb(view, path, verdicts, tried)
     refused = turn = 0
     while refused < patience and (moves := _one_less(view, path, tried, turn)):
-        verdict = yield Proposal(moves, len(moves), enough=near(view))
-        verdict = yield from mend(view, verdict)
+        verdict = yield from attempt(view, moves)
         refused, turn = 0 if verdict.accepted else refused + 1, turn + 1
     return ALL_REFUSED if view.spare() else NOTHING_TO_SPARE
 
 
 def _one_less(view: View, path: Sequence[TrainState], tried: set[frozenset[Mask]], turn: int) -> list[Move]:
-    """Ways to one mask less than are held: in turns other sets, from the start or down the path, and exchanges."""
+    """Ways to one mask less than are held: in turns other sets, from there, the start, or the path, and exchanges."""
     most, held = 2 * view.rules.candidates, len(alive(view.state.network))
-    above = [state for state in path if len(alive(state.network)) > held] if view.spare() else []
+    above = [view.state, *(state for state in path if len(alive(state.network)) > held)] if view.spare() else []
     if above and turn % 2 == 0:
         base = above[turn // 2 % len(above)]
-        gone = len(alive(base.network)) - held + 1
-        if sets := removals(view, gone, tried, base.network, 2 * most):
-            return [Move(each, base=base) for each in sets]
+        if sets := _smaller(view, base, held - 1, tried, most):
+            return sets
     return exchanges(view, turn // 2, most)
 
 
-def dive(view: View) -> Generator[Proposal, Verdict, list[TrainState]]:
-    """Down as far as networks stay near what is required, then up to the smallest that passes after a long session.
+def _smaller(view: View, base: TrainState, size: int, tried: set[frozenset[Mask]], most: int) -> list[Move]:
+    """Sets of masks that were not tried and leave so many of a network."""
+    gone = len(alive(base.network)) - size
+    return [Move(each, base=base) for each in removals(view, gone, tried, base.network, most)]
 
-    On the way down the selector's first choice is tried alone, and only if it is not near, `rules.candidates` others.
-    Returns the networks of the path, the largest first.
+
+def dive(view: View) -> Generator[Proposal, Verdict, list[Verdict]]:
+    """Down as far as networks stay near what is required: the verdicts on the way, of ever smaller networks.
+
+    The selector's first choice is tried alone, and only if it is not near, `rules.candidates` others.
     """
-    state = start = view.state
-    path = list[tuple[TrainState, Verdict]]()
+    state, path = view.state, list[Verdict]()
     while moves := _children(view, state):
         verdict = yield Proposal(moves[:1], len(moves), enough=near(view))
         for first in range(1, len(moves), view.rules.candidates):
@@ -89,26 +95,43 @@ def dive(view: View) -> Generator[Proposal, Verdict, list[TrainState]]:
         if verdict.winner.worth < near(view):
             break
         state = verdict.winner.state
-        path.append((state, verdict))
-    yield from climb(view, [verdict for _, verdict in reversed(path)])
-    return [start, *(state for state, _ in path)]
+        path.append(verdict)
+    return path
 
 
-def climb(view: View, path: Sequence[Verdict]) -> Generator[Proposal, Verdict, None]:
-    """Finds the smallest network of a path that a long session mends: the smallest first, then by halving the rest.
+def climb(
+    view: View, path: Sequence[TrainState], verdicts: Sequence[Verdict], tried: set[frozenset[Mask]]
+) -> Generator[Proposal, Verdict, None]:
+    """Looks for the smallest size of a path that passes, by longer sessions: the smallest first, and in growing steps
+    upwards, then by halving.
+
+    Of every size the network of the path is tried, and then its siblings, which lack another mask of the next larger.
 
     Args:
-        view: Of the search.
-        path: The smallest network first; those from the first accepted one on are held already.
+        view: The search.
+        path: The networks of the path, from the start on.
+        verdicts: What became of them, but for the start.
+        tried: Enabled sets that were tried before; those that are tried join them.
     """
-    low, high = 0, next((at for at, verdict in enumerate(path) if verdict.accepted), len(path))
-    at = 0
+    low, step = 0, 0  # places are counted from the smallest
+    high = next((place for place, verdict in enumerate(reversed(verdicts)) if verdict.accepted), len(verdicts))
     while low < high:
-        if (yield from mend(view, path[at])).accepted:
-            high = at
+        place = min(low + step, (low + high) // 2)
+        larger = path[len(verdicts) - 1 - place]
+        verdict = yield from mend(view, verdicts[len(verdicts) - 1 - place])
+        size = len(alive(larger.network)) - 1
+        if not verdict.accepted and (moves := _smaller(view, larger, size, tried, 2 * view.rules.candidates)):
+            verdict = yield from attempt(view, moves)
+        if verdict.accepted:
+            high = place
         else:
-            low = at + 1
-        at = (low + high) // 2
+            low, step = place + 1, 2 * step + (place > 0)
+
+
+def attempt(view: View, moves: Sequence[Move]) -> Generator[Proposal, Verdict, Verdict]:
+    """A session of many, and a long one for the best of them if that came near."""
+    verdict = yield Proposal(moves, len(moves), enough=near(view))
+    return (yield from mend(view, verdict))
 
 
 def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
