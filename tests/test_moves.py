@@ -1,5 +1,6 @@
 """Plans on networks whose scores are known: what they propose, what they find, and why they end."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -158,6 +159,46 @@ def test_auto_asks_for_one_less_until_its_patience_ends():
     assert sizes[-3:] == [5, 5, 5] and rounds[-1].stop == "every mask that may go was refused"
     with pytest.raises(ValueError, match="`patience` is -1"):
         moves.auto(-1)
+
+
+def search_by_long_sessions(passes, size=10, patience=0):
+    """Networks of 4 masks or more come near in a session as usual; `passes(enabled)` says which a long one mends.
+
+    Returns the rounds, and those of them that were long sessions.
+    """
+
+    def train(keys, states, *, share=1.0, times=1, rate=1.0):
+        assert (times > 1) == (rate < 1)
+        return [(dataclasses.replace(state, step=np.int32(times)), idle(keys, [state])[0][1]) for state in states]
+
+    def evaluate(state):
+        masks = enabled(state.network)
+        long = int(state.step) > 1
+        return {"score": 1.0 if len(masks) == size or (long and passes(masks)) else 0.87 if len(masks) >= 4 else 0.1}
+
+    one = lambda key, state: train([key], [state])[0]
+    rounds = list(
+        minimize(
+            jax.random.key(0), init_state(network(a=size), OPTIMIZER), train=one, train_many=train,
+            evaluate=evaluate, optimizer=OPTIMIZER, selector=select.sequential(),
+            plan=moves.auto(patience), rules=Rules(candidates=3, threshold=0.9),
+        )
+    )  # fmt: skip
+    return rounds, [len(enabled(row.judged)) for row in rounds if not row.chosen and row.number]
+
+
+@pytest.mark.parametrize("least", [4, 5, 6, 9, 12, 13])
+def test_auto_finds_the_smallest_size_of_its_path_that_a_long_session_mends(least):
+    rounds, long = search_by_long_sessions(lambda masks: len(masks) >= least, size=14)
+    assert len(enabled(rounds[-1].state.network)) == least
+    assert long[0] == 4 and len(set(long)) <= 6  # of ten sizes
+
+
+def test_auto_tries_the_siblings_of_a_network_that_is_not_mended():
+    rounds, _ = search_by_long_sessions(lambda masks: ("a", 5) in masks and len(masks) >= 4)
+    path = [row.chosen["a"] for row in rounds[1:7]]
+    assert path == [[number] for number in range(6)]  # the path loses what is needed
+    assert enabled(rounds[-1].state.network) == {("a", number) for number in (5, 7, 8, 9)}
 
 
 def test_of_several_that_pass_the_one_that_saves_most_is_judged():
