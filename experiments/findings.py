@@ -26,7 +26,7 @@ class Shown(NamedTuple):
 
     Attributes:
         file: Of a study.
-        columns: {heading: (column, format)}; a column with `_low` and `_high` beside it is shown with its interval.
+        columns: {heading: (column, format of numbers)}; its interval is shown too if it has `_low` and `_high`.
         where: Which rows.
         order: By what they are sorted, if they are.
     """
@@ -37,34 +37,67 @@ class Shown(NamedTuple):
     order: Callable[[Row], float] | None = None
 
 
-def selectors(task: str) -> Shown:
-    return Shown(
-        f"correlations-{task}/after.csv",
-        {
-            "selector": ("selector", ""),
-            "with drop": ("drop", "+.2f"),
-            "with best": ("best", "+.2f"),
-            "share of the ceiling": ("share of ceiling", ".0%"),
-        },
-    )
+def selectors(folder: str) -> Shown:
+    columns = {
+        "selector": ("selector", ""),
+        "with drop": ("drop", "+.2f"),
+        "with best": ("best", "+.2f"),
+        "share of the ceiling": ("share of ceiling", ".0%"),
+    }
+    return Shown(f"{folder}/selectors.csv", columns, order=lambda row: float(row["best"] or "nan"))
 
 
-SEARCHES = {
-    "threshold": ("threshold", ".2f"),
-    "strategy": ("strategy", ""),
-    "parents": ("parents", ".0f"),
-    "no regret": ("no regret", ".0%"),
-    "masks": ("masks", ".2f"),
-    "score ratio": ("score ratio", ".3f"),
-    "steps, median": ("steps, median", ".0f"),
-    "of the protocol's, most": ("share of the protocol's steps, most", ".1%"),
+def searches(folder: str, where: Callable[[Row], bool]) -> Shown:
+    columns = {
+        "strategy": ("strategy", ""),
+        "threshold": ("threshold", ".2f"),
+        "parents": ("parents", ".0f"),
+        "undecided": ("undecided", ".0f"),
+        "no regret": ("no regret", ".0%"),
+        "masks": ("masks", ".2f"),
+        "score ratio": ("score ratio", ".3f"),
+        "steps, median": ("steps, median", ".0f"),
+        "of the protocol's, most": ("share of the protocol's steps, most", ".1%"),
+    }
+    return Shown(f"{folder}/summary.csv", columns, where)
+
+
+def means(file: str, *columns: str, where: Callable[[Row], bool] = lambda row: True) -> Shown:
+    """Columns as they are, numbers with two digits."""
+    return Shown(file, {name: (name, ".2f") for name in columns}, where)
+
+
+AUTO = lambda row: row["strategy"] == "auto"
+TABLES = {
+    "searches-sobel": searches("searches-sobel", AUTO),
+    "baselines-sobel": searches("searches-sobel", lambda row: row["threshold"] == "0.95"),
+    "searches-threshold": searches("searches-threshold", AUTO),
+    "baselines-threshold": searches("searches-threshold", lambda row: row["threshold"] == "0.95"),
+    "correlations-sobel": selectors("correlations-sobel"),
+    "correlations-sobel-6": selectors("correlations-sobel-6"),
+    "correlations-canny": selectors("correlations-canny"),
+    "strategies": means(
+        "strategies/summary.csv", "strategy", "threshold", "masks", "score ratio", "score ratio from scratch", "sizes"
+    ),
+    "grid": means("grid/comparison.csv", "way", "masks", "score", "score once trained", "steps", "found"),
+    "reset": means("reset/reset.csv", "share of the session", "fresh", "kept", "fresh - kept"),
+    "repairs": means("repairs/repairs.csv", "repair", "at_once", "after", "steps", "recovered"),
+    "worth": means("worth/worth.csv", "test", "at_once", "after", "loss", where=lambda row: row["layer"] == "all"),
+    "relearned": means(
+        "worth/relearned.csv", "test", "like_itself", "like_another", "nearest", where=lambda row: row["layer"] == "all"
+    ),
 }
-TABLES: dict[str, Shown] = {}
 
 
 def cell(row: Row, column: str, form: str) -> str:
     """A value in words, with its interval if it has one."""
-    words = lambda text: (format(float(text), form) if math.isfinite(float(text)) else "–") if form and text else text
+
+    def words(text: str) -> str:
+        try:
+            return format(float(text), form) if math.isfinite(float(text)) else "–"
+        except ValueError:
+            return text
+
     value, low, high = row[column], row.get(f"{column}_low", ""), row.get(f"{column}_high", "")
     known = low and high and math.isfinite(float(low)) and math.isfinite(float(high))
     return f"{words(value)} ({words(low)} to {words(high)})" if known else words(value)

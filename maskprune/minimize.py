@@ -177,7 +177,7 @@ class _Search:
         required = self.required
         winner = best(found, required, saved=[move.saved for move in proposed])
         move, score = proposed[found.index(winner)], float(winner.metrics["score"])
-        accepted, reason = _verdict(score, required, winner.report)
+        accepted, reason = _verdict(score, required, winner.report, self.proposal.enough)
         if accepted:
             self._accept(winner.state, score, control)
         self.number, self.steps = self.number + 1, self.steps + steps
@@ -247,11 +247,12 @@ def _rival(move: Move, candidate: Candidate) -> Rival:
     return Rival(move.chosen, move.bypassed, score, len(candidate.report.losses), move.regrown)
 
 
-def _verdict(score: float, required: float, report: SessionReport) -> tuple[bool, str]:
+def _verdict(score: float, required: float, report: SessionReport, enough: float | None) -> tuple[bool, str]:
     if not report.finite:
         return False, f"training failed: {report.stopped}"
     if not math.isfinite(score):
         return False, f"the score is {score}"
     if score >= required:
         return True, f"{score:.4f} reaches {required:.4f}"
-    return False, f"{score:.4f} stays below {required:.4f}"
+    near = ", but is near" if enough is not None and score >= enough else ""  # the plan may go on from there
+    return False, f"{score:.4f} stays below {required:.4f}{near}"

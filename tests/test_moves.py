@@ -198,6 +198,7 @@ def test_auto_tries_the_siblings_of_a_network_that_is_not_mended():
     rounds, _ = search_by_long_sessions(lambda masks: ("a", 5) in masks and len(masks) >= 4)
     path = [row.chosen["a"] for row in rounds[1:7]]
     assert path == [[number] for number in range(6)]  # the path loses what is needed
+    assert rounds[1].reason == "0.8700 stays below 0.9000, but is near" and not rounds[7].reason.endswith("near")
     assert enabled(rounds[-1].state.network) == {("a", number) for number in (5, 7, 8, 9)}
 
 
