@@ -42,6 +42,8 @@ class Config:
     replicates: int | None = None
     """Orders of the data that every child is trained with. Two or more tell how well `best` repeats itself, which no
     selector can surpass."""
+    selectors: tuple[SelectorName, ...] = get_args(SelectorName)
+    """Whose scores are compared."""
 
 
 # One network
@@ -220,7 +222,7 @@ def ask(study: Study, config: Config) -> list[Row]:
     from maskprune.record import write_csv
     from maskprune.study import Section
 
-    names = list(get_args(SelectorName))
+    names = list(config.selectors)
     selectors = {name: make_selector(name, study.setup) for name in names}
     rows = study.rows(functools.partial(ask_network, study, selectors, config.replicates))
     masks = flat(rows)
@@ -272,7 +274,10 @@ def answers(study: Study, masks: Sequence[Row], inside: Sequence[Row], limit: An
 
 
 def problems(config: Config) -> list[tuple[Any, str]]:
-    return [(config.replicates < 1, "--replicates must be at least 1")]
+    return [
+        (config.replicates < 1, "--replicates must be at least 1"),
+        (not config.selectors, "--selectors is empty: name one or more"),
+    ]
 
 
 def main(config: Config) -> list[Row]:
