@@ -70,8 +70,8 @@ def race(
             from wherever the states stand.
         evaluate: `evaluate(state) -> {"score": ...}`.
         racing: Whether the worse half drops out at every doubling.
-        early: Ends the race when a candidate reaches `required`, and drops those that hardly will. It learns from the
-            sessions that run to their end.
+        early: Ends the race when a candidate reaches `required`, be it before any training, and drops those that hardly
+            will. It learns from the sessions that run to their end.
         required: The score that is enough.
 
     Returns:
@@ -81,6 +81,8 @@ def race(
     every = [Candidate(state, nothing, {}) for state in states]
     halvings = [0.5**turn for turn in range(math.ceil(math.log2(len(every))), 0, -1)] if racing else []
     running = every
+    if early and _some_pass_untrained(every, evaluate, required):
+        return every
     for share in sorted({*halvings, *(early.looks if early else ()), 1.0}):
         going = [each for each in running if not each.report.stopped]
         found = train([key] * len(going), [each.state for each in going], share=share) if going else []
@@ -105,6 +107,14 @@ def race(
             if 1.0 in each.scores:
                 early.remember(each.scores, each.worth)
     return every
+
+
+def _some_pass_untrained(every: Sequence[Candidate], evaluate: Evaluate, required: float) -> bool:
+    """Whether some need no training; those have run their race."""
+    for each in every:
+        each.metrics = dict(evaluate(each.state))
+        each.share = float(each.worth >= required)
+    return any(each.share for each in every)
 
 
 def best(candidates: Sequence[Candidate], required: float = -math.inf, saved: Sequence[int] = ()) -> Candidate:
