@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from maskprune import select
+from maskprune.early import Early
 from maskprune.groups import Group, Groups, Slice
 from maskprune.minimize import minimize
 from maskprune.network import init_network
@@ -58,7 +59,7 @@ def search(train, **rules):
     return list(
         minimize(
             jax.random.key(1), trained, train=single, train_many=train, evaluate=evaluate, optimizer=OPTIMIZER,
-            selector=select.sequential(), rules=Rules(threshold=0.95, **rules),
+            selector=select.sequential(), rules=Rules(**{"threshold": 0.95} | rules),
         )
     )  # fmt: skip
 
@@ -141,3 +142,23 @@ def test_without_sessions_side_by_side_candidates_take_turns_and_cannot_race():
         next(minimize(jax.random.key(1), trained, rules=Rules(candidates=2, racing=True), **options))
     with pytest.raises(ValueError, match="`candidates` is 0"):
         Rules(candidates=0)
+
+
+def test_who_passes_as_it_is_needs_no_training():
+    trained = init_state(SESSION.run(jax.random.key(5), start(), TARGET, 200)[0].network, OPTIMIZER)
+    train, states = Trainer(), [start(), trained]
+    found = race(jax.random.key(0), states, train=train, evaluate=evaluate, racing=True, early=Early(0.0), required=0.9)
+    assert not train.asked and best(found, 0.9) is found[1] and found[1].state is trained
+    assert [each.share for each in found] == [0.0, 1.0] and not len(found[1].report.losses)
+    found = race(
+        jax.random.key(0), states[:1], train=train, evaluate=evaluate, racing=True, early=Early(0.0), required=0.9
+    )
+    assert train.asked and found[0].scores  # it does not pass as it is
+    race(jax.random.key(0), [trained], train=train, evaluate=evaluate, racing=True, required=0.0)
+    assert train.asked[-1] == (1, 1.0)  # sessions end early only where that was asked for
+
+
+def test_a_search_removes_what_nobody_misses_without_a_step():
+    rounds = {row.chosen["g"][0]: row for row in search(Trainer(), early=0.0, threshold=0.9)[1:]}
+    assert rounds[1].accepted and rounds[1].steps == 0 and rounds[1].score == evaluate(rounds[1].state)["score"]
+    assert not rounds[0].accepted and rounds[0].steps == STEPS
