@@ -52,8 +52,8 @@ def ask_seed(study: Study, threshold: float, seed: int, train: Any) -> Row:
     recipe, setup = study.recipe, study.setup
     search_key, grid_key = jax.random.split(jax.random.key(seed))
     selector = make_selector(recipe.selector, setup)
-    rules = mp.Rules(threshold=threshold, reference=recipe.reference)
-    found = search(study, search_key, train, selector=selector, sample=setup.sample(recipe.selector), rules=rules)
+    sample = setup.sample(recipe.selector)
+    found = search(study, search_key, train, selector=selector, sample=sample, threshold=threshold)
     result = result_of(study, found)
     cells = list(itertools.product(*(range(1, width + 1) for width in study.options.widths)))
     lengths = {"full": recipe.first_steps + recipe.final_steps, "equal": max(1, result["steps"] // len(cells))}

@@ -65,14 +65,13 @@ def ask_network(study: Study, config: Config, selectors: Any, seed: int, train: 
     pairs = [(name, threshold) for name in config.strategies for threshold in config.thresholds]
 
     def job(name: str, threshold: float, train: Any) -> Row:
-        rules = mp.Rules(threshold=threshold, reference=recipe.reference)
         found = search(
             study,
             search_key,
             train,
             selector=selectors[name],
             sample=setup.sample(name),
-            rules=rules,
+            threshold=threshold,
             start=start.state,
         )
         result = result_of(study, found)

@@ -19,6 +19,7 @@ import tyro
 from protocol import (
     GLANCE,
     PRESETS,
+    STRATEGIES,
     Pictures,
     Preset,
     Problem,
@@ -262,8 +263,10 @@ def narrow(study: Study, widths: Sequence[int], key: Any) -> Any:
     return study.setup.fresh(mp.disable(network, mp.choose(network, extra)))
 
 
-def search(study: Study, key: Any, train: Any, *, selector: Any, sample: Any, rules: Any, start: Any = None) -> Any:
-    """One whole search: `maskprune.search`. With `start`, from there, without a first session.
+def search(
+    study: Study, key: Any, train: Any, *, selector: Any, sample: Any, threshold: float, start: Any = None
+) -> Any:
+    """One whole search as `--strategy` says: `maskprune.search`. With `start`, from there, without a first session.
 
     Raises:
         KeyboardInterrupt: Somebody stopped it. Half a search is no row of a study.
@@ -272,6 +275,7 @@ def search(study: Study, key: Any, train: Any, *, selector: Any, sample: Any, ru
     from maskprune.display import Display
 
     setup, recipe = study.setup, study.recipe
+    strategy = STRATEGIES[recipe.strategy]
     found = mp.search(
         key,
         setup.start if start is None else lambda key: start,
@@ -281,7 +285,10 @@ def search(study: Study, key: Any, train: Any, *, selector: Any, sample: Any, ru
         optimizer=setup.optimizer,
         selector=lambda network: selector,
         batch=sample,
-        rules=rules,
+        rules=mp.Rules(threshold=threshold, reference=recipe.reference, **strategy.rules),
+        limits=mp.Limits(steps=strategy.sessions and strategy.sessions * recipe.steps),
+        plan=strategy.plan(mp.moves),
+        init=setup.model.init,
         lengths=mp.Lengths(0 if start is not None else recipe.first_steps, recipe.steps, recipe.final_steps),
         show=Display(quiet=True),
     )

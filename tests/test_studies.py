@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import math
+import types
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,20 @@ def test_strategies_name_what_they_found(finished):
     assert sum(counts) == 2 == int(row["networks"])
     assert float(row["masks_low"]) <= float(row["masks"]) <= float(row["masks_high"])
     assert [row["strategy"] for row in read(out / "against_random.csv")] == ["uniform"]
+
+
+@pytest.mark.parametrize(("strategy", "candidates", "steps"), [("auto", 4, 130), ("one-by-one", 1, None)])
+def test_a_search_of_a_study_goes_as_its_strategy_says(monkeypatch, strategy, candidates, steps):
+    studies, asked = importlib.import_module("studies"), {}
+    monkeypatch.setattr("maskprune.search", lambda *args, **how: asked.update(how))
+    nothing = types.SimpleNamespace(evaluate=None, trouble=None, init=None)
+    setup = types.SimpleNamespace(task=nothing, model=nothing, optimizer=None, start=None)
+    recipe = Recipe(strategy=strategy, reference="best", first_steps=1, steps=5, final_steps=1)
+    study = types.SimpleNamespace(setup=setup, recipe=recipe)
+    with pytest.raises(KeyboardInterrupt):  # nothing was found
+        studies.search(study, None, None, selector=None, sample=None, threshold=0.9)
+    assert (asked["rules"].candidates, asked["limits"].steps) == (candidates, steps)
+    assert asked["rules"].threshold == 0.9 and asked["rules"].reference == "best" and callable(asked["plan"])
 
 
 def test_a_repair_counts_the_steps_until_the_score_is_back():
