@@ -124,6 +124,7 @@ def test_memory(run):
     assert 0 < row["temp_mb"] < row["program_mb"]
 
 
+@pytest.mark.slow
 def test_more_members_at_once_need_more_memory(run):
     found = run(
         "population", "--sizes", 16, "--members", 4, "--at-once", 1, 4, "--batch", 1, "--steps", 1, "--repeats", 1
@@ -132,6 +133,7 @@ def test_more_members_at_once_need_more_memory(run):
     assert one < four < 8 * one
 
 
+@pytest.mark.slow
 def test_trace_time(run):
     found = run("trace_time", "--names", "mobilenet_v2", "--repeats", 1)
     assert found.keys() == {"device", "versions", "repeats", "load", "rows"}

@@ -33,6 +33,7 @@ LAYERS = [
 ]
 # Large tiles where one block is thought enough, small ones where many are wanted; the usual layers in both.
 CASES = [*((layer, 1) for layer in LAYERS[:7]), *((layer, 256) for layer in LAYERS[1:4] + LAYERS[7:])]
+LONG = [(LAYERS[-1], 256), *((layer, 1) for layer in LAYERS[3:7:2])]  # like others, and slow to compile
 
 
 def run_on_threads(folder, launch: cuda.Launch, *arrays: np.ndarray) -> None:
@@ -72,7 +73,9 @@ def expected_layer(x, kernel, bias, *, relu):
 
 
 @pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ and its threads")
-@pytest.mark.parametrize(("layer", "blocks"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("layer", "blocks"), [pytest.param(*each, marks=[pytest.mark.slow] * (each in LONG)) for each in CASES], ids=str
+)
 def test_both_calls_on_threads(rng, tmp_path, monkeypatch, layer, blocks):
     monkeypatch.setattr(cuda, "BLOCKS", blocks)
     relu = sum(layer) % 2 == 0

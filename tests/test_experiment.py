@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 import signal
@@ -173,8 +174,11 @@ def test_every_selector_has_a_name(program, finished):
     setup = program.set_up(dataset, model, recipe)
     network = maskprune.init_network(model.init(jax.random.key(0)), model.groups)
     for name in typing.get_args(protocol.SelectorName):
-        scores = program.make_selector(name, setup)(jax.random.key(1), network, setup.sample(name))
-        assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
+        selector = program.make_selector(name, setup)
+        made = selector if name == "probe" else functools.partial(jax.eval_shape, selector)  # their sums: test_select*
+        if name != "probe-long":  # the same, longer
+            scores = made(jax.random.key(1), network, setup.sample(name))
+            assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
 
 
 def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):

@@ -21,7 +21,14 @@ from zoo.networks import ALL, BY_ID
 SETS = 20
 # Flax's recurrent cells start from float32 zeros whatever the parameters are, and their scans refuse float64.
 SINGLE = {"gru-nnx", "lstm-linen", "gru-linen", "bidirectional_lstm-linen", "conv_lstm-linen"}
-LARGE = {"densenet121-linen", "resnet50-linen"}
+LARGE = {
+    "densenet121-linen",
+    "resnet50-linen",
+    "resnet56-plain",
+    "mobilenet_v2-nnx",
+    "resnet18-linen",
+    "densenet-linen",
+}
 NO_MASKS = {"weight_norm-plain"}
 
 NAMES = [name for name in BY_ID if name not in NO_MASKS]
@@ -32,7 +39,7 @@ BATCH_NORM = [entry.id for entry in ALL if entry.style != "equinox"]
 
 
 def marked(names: list[str], broken: Mapping[str, str] = MappingProxyType({})) -> list[object]:
-    """Test cases, of which the large and the repeated are slow and the broken expected to fail."""
+    """Test cases, of which the largest and the repeated are slow and the broken expected to fail."""
     marks = {name: [pytest.mark.slow] for name in LARGE | AGAIN}
     marks |= {name: [pytest.mark.xfail(strict=True, reason=reason)] for name, reason in broken.items()}
     return [pytest.param(name, marks=marks.get(name, [])) for name in names]
