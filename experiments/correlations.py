@@ -148,6 +148,21 @@ def ceiling(masks: Sequence[Row], replicates: int) -> Any:
     return statistics.bootstrap(clusters, of, resamples=500) if replicates > 1 else None
 
 
+def halves(masks: Sequence[Row], replicates: int) -> float:
+    """How well the mean of half of the replicates agrees with that of the other half, over all ways to halve them."""
+    import numpy as np
+
+    from maskprune import statistics
+
+    found, networks = [], [mask["network"] for mask in masks]
+    every = np.array([[mask[f"best_{number}"] for number in range(1, replicates + 1)] for mask in masks])
+    for one in itertools.combinations(range(replicates), replicates // 2):
+        other = [number for number in range(replicates) if number not in one][: len(one)]
+        sides = every[:, list(one)].mean(axis=1), every[:, other].mean(axis=1)
+        found.append(statistics.within(*sides, networks, "spearman").value)
+    return float(np.mean(found))
+
+
 def tables(masks: Sequence[Row], names: Sequence[str], limit: Any) -> list[Any]:
     from maskprune.study import Table
 
@@ -237,7 +252,7 @@ def ask(study: Study, config: Config) -> list[Row]:
         title="Which score tells what a mask is worth?",
         question="Disable a mask, train on, and see what is lost at once (drop) and how good the network is afterwards "
         "relative to one that lost nothing (best): which score, taken before, agrees with either?",
-        answers=answers(study, masks, found[1].rows, limit),
+        answers=answers(config.replicates, masks, found[1].rows, limit),
         sections=[
             Section("Scores against outcomes", [signs], [first], found[:4]),
             Section("Drop against gain", [], [second], found[4:]),
@@ -247,7 +262,7 @@ def ask(study: Study, config: Config) -> list[Row]:
     return masks
 
 
-def answers(study: Study, masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[str]:
+def answers(replicates: int, masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[str]:
     from maskprune import statistics
 
     networks, drops = [mask["network"] for mask in masks], [mask["drop"] for mask in masks]
@@ -266,7 +281,12 @@ def answers(study: Study, masks: Sequence[Row], inside: Sequence[Row], limit: An
     if limit is not None:
         lines.append(
             f"No score can agree with best by more than {limit.value:.2f} ({limit.low:.2f} to {limit.high:.2f}): that "
-            f"is how well it repeats itself under another order of the data."
+            f"is how well it repeats itself under another order of the data, by the formula of Spearman and Brown."
+        )
+        half = replicates // 2
+        lines.append(
+            f"Without a formula: the mean of {half} of its {replicates} orders agrees with the mean of {half} others by "
+            f"{halves(masks, replicates):.2f}."
         )
     else:
         lines.append("Each child was trained once, so how well best repeats itself is not known: see --replicates.")

@@ -174,6 +174,20 @@ def test_correlations_know_what_they_say_of_a_mask(finished):
     assert any(mask["best_1"] != mask["best_2"] for mask in masks)  # another order of the data
 
 
+def test_halves_of_the_replicates_agree_as_far_as_there_is_something_to_agree_on():
+    correlations = importlib.import_module("correlations")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(40, 10, 4))
+    rows = lambda best: [
+        {"network": network, **{f"best_{r + 1}": float(best[network, mask, r]) for r in range(4)}}
+        for network in range(40) for mask in range(10)
+    ]  # fmt: skip
+    assert abs(correlations.halves(rows(noise), 4)) < 0.1
+    signal = np.repeat(rng.normal(size=(40, 10, 1)), 4, axis=2)
+    # Signal and noise of equal variance: means of two have a reliability of 2/3, Spearman's rho a little less.
+    assert correlations.halves(rows(signal + noise), 4) == pytest.approx(0.65, abs=0.06)
+
+
 def test_the_ceiling_is_the_root_of_the_reliability():
     """Outcomes with as much noise as truth: one has reliability 1/2, the mean of two 2/3."""
     program, rng = importlib.import_module("correlations"), np.random.default_rng(0)
