@@ -285,7 +285,7 @@ def answers(replicates: int, masks: Sequence[Row], inside: Sequence[Row], limit:
         )
         half = replicates // 2
         lines.append(
-            f"Without a formula: the mean of {half} of its {replicates} orders agrees with the mean of {half} others by "
+            f"Without a formula: the mean of {half} of its {replicates} orders agrees with that of {half} others by "
             f"{halves(masks, replicates):.2f}."
         )
     else:
