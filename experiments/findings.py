@@ -74,7 +74,7 @@ TABLES = {
     "searches-threshold": searches("searches-threshold", AUTO),
     "baselines-threshold": searches("searches-threshold", lambda row: row["threshold"] == "0.95"),
     "correlations-sobel": selectors("correlations-sobel"),
-    "correlations-sobel-6": selectors("correlations-sobel-6"),
+    "correlations-sobel-4": selectors("correlations-sobel-4"),
     "correlations-canny": selectors("correlations-canny"),
     "strategies": means(
         "strategies/summary.csv", "strategy", "threshold", "masks", "score ratio", "score ratio from scratch", "sizes"

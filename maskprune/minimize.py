@@ -22,7 +22,7 @@ from maskprune.alter import disable
 from maskprune.early import Early
 from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move
 from maskprune.network import Network, Params, count_enabled
-from maskprune.race import Candidate, Evaluate, TrainShare, best, joined, race
+from maskprune.race import NO_SESSION, Candidate, Evaluate, TrainShare, best, joined, race
 from maskprune.rounds import Limits, Rival, Round, Rules
 from maskprune.select.base import Selector, rank
 from maskprune.session import SessionReport
@@ -124,11 +124,14 @@ def _in_turn(train: Train, optimizer: optax.GradientTransformation) -> TrainShar
     """Sessions one after another. `train` knows one kind: several times the length is several, a rate is ignored."""
 
     def one(key: jax.Array, state: TrainState, times: int) -> tuple[TrainState, SessionReport]:
-        state, report = train(key, state)
-        for number in range(1, times if report.finite else 1):
-            again = init_state(state.network, optimizer, state.model_state)
-            state, more = train(jax.random.fold_in(key, number), again)
+        report = NO_SESSION
+        for number in range(times):
+            if number:
+                key, state = jax.random.fold_in(key, number), init_state(state.network, optimizer, state.model_state)
+            state, more = train(key, state)
             report = joined(report, more)
+            if not report.finite:
+                break
         return state, report
 
     return lambda keys, states, share, times=1, rate=1.0: [one(*each, times) for each in zip(keys, states, strict=True)]

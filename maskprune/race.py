@@ -25,6 +25,8 @@ from maskprune.train import TrainState
 TrainShare = Callable[..., list[tuple[TrainState, SessionReport]]]
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
+NO_SESSION = SessionReport(np.zeros(0, np.float32), True, "", 0.0)
+
 
 @dataclasses.dataclass(eq=False)
 class Candidate:
@@ -77,8 +79,7 @@ def race(
     Returns:
         The candidates in the order of `states`; those that dropped out as they were then.
     """
-    nothing = SessionReport(np.zeros(0, np.float32), True, "", 0.0)
-    every = [Candidate(state, nothing, {}) for state in states]
+    every = [Candidate(state, NO_SESSION, {}) for state in states]
     halvings = [0.5**turn for turn in range(math.ceil(math.log2(len(every))), 0, -1)] if racing else []
     running = every
     if early and _some_pass_untrained(every, evaluate, required):

@@ -8,6 +8,7 @@ longer session, the smallest first, then by halving, until the smallest that pas
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Generator, Sequence
 
 from maskprune.moves.base import (
@@ -28,18 +29,20 @@ from maskprune.train import TrainState
 
 
 NEAR = 1.5  # times the error that is allowed can be mended: larger errors mean that something is missing
-LONG = 3  # times as long as usual is a session that is to mend it,
-GENTLE = 0.3  # and so much smaller its steps: it should not leave what it has found
+VERY = 1.15  # times that error is so near that
+GENTLE = 0.3  # times the usual steps are enough, and do not leave what was found
+LONG = 3  # times as long as usual is a session that is to mend,
+SETTLING = 2  # and the one of what is left when all went that nobody misses
 
 
 def auto(patience: int = 4) -> Plan:
     """Makes the plan to take where nothing else is known.
 
-    One mask after another goes as long as the network stays near what is required (`dive`), and the smallest network
-    of that path that can be trained is looked for (`climb`). Then one mask less is asked for, by many candidates and in
-    turns: other sets of masks, from the network held, from the start or from the path, and exchanges of a mask drawn
-    afresh for two others. It ends when `patience` such rounds were refused in a row. Use it with several
-    `rules.candidates`, racing, and `rules.early`.
+    Masks that nobody misses go without training (`free`). Then one after another goes as long as the network stays near
+    what is required (`dive`), and the smallest network of that path that can be trained is looked for (`climb`). Then
+    one mask less is asked for, by many candidates and in turns: other sets of masks, from the network held, from the
+    start or from the path, and exchanges of a mask drawn afresh for two others. It ends when `patience` such rounds
+    were refused in a row. Use it with several `rules.candidates`, racing, and `rules.early`.
 
     Raises:
         ValueError: `patience` is negative.
@@ -50,6 +53,7 @@ def auto(patience: int = 4) -> Plan:
 
 
 def _auto(view: View, *, patience: int) -> Generator[Proposal, Verdict, str]:
+    yield from free(view)
     start = view.state
     verdicts = yield from dive(view)
     path = [start, *(verdict.winner.state for verdict in verdicts)]
@@ -79,19 +83,20 @@ def _smaller(view: View, base: TrainState, size: int, tried: set[frozenset[Mask]
     return [Move(each, base=base) for each in removals(view, gone, tried, base.network, most)]
 
 
-def dive(view: View) -> Generator[Proposal, Verdict, list[Verdict]]:
-    """Down as far as networks stay near what is required: the verdicts on the way, of ever smaller networks.
+def free(view: View) -> Generator[Proposal, Verdict, None]:
+    """Takes masks that nobody misses, in the selector's order, without any training; then trains what is left."""
+    while moves := _children(view, view.state):
+        if not (yield Proposal(moves[:1], len(moves), times=0)).accepted:
+            break
+    if view.spare():
+        yield Proposal([Move({}, base=view.state)], 1, enough=math.inf, times=SETTLING)
 
-    The selector's first choice is tried alone, and only if it is not near, `rules.candidates` others.
-    """
+
+def dive(view: View) -> Generator[Proposal, Verdict, list[Verdict]]:
+    """Down as far as networks stay near what is required: the verdicts on the way, of ever smaller networks."""
     state, path = view.state, list[Verdict]()
     while moves := _children(view, state):
         verdict = yield Proposal(moves[:1], len(moves), enough=near(view))
-        for first in range(1, len(moves), view.rules.candidates):
-            if verdict.winner.worth >= near(view):
-                break
-            some = moves[first : first + view.rules.candidates]
-            verdict = yield Proposal(some, len(moves) - first, enough=near(view))
         if verdict.winner.worth < near(view):
             break
         state = verdict.winner.state
@@ -135,15 +140,17 @@ def attempt(view: View, moves: Sequence[Move]) -> Generator[Proposal, Verdict, V
 
 
 def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
-    """Trains a network on that was refused but is near: one long session."""
-    if verdict.accepted or verdict.winner.worth < near(view):
+    """Trains a network on that was refused but is near: one long session, a gentle one if it is very near."""
+    worth = verdict.winner.worth
+    if verdict.accepted or worth < near(view):
         return verdict
-    return (yield Proposal([Move({}, base=verdict.winner.state)], 1, times=LONG, rate=GENTLE))
+    rate = GENTLE if worth >= near(view, VERY) else 1.0
+    return (yield Proposal([Move({}, base=verdict.winner.state)], 1, times=LONG, rate=rate))
 
 
-def near(view: View) -> float:
-    """The score from which on a long session may mend what is missing."""
-    return min(view.required, 1.0 - NEAR * (1.0 - view.required))
+def near(view: View, times: float = NEAR) -> float:
+    """The score at which the error is so many times the one that is allowed."""
+    return min(view.required, 1.0 - times * (1.0 - view.required))
 
 
 def _children(view: View, state: TrainState) -> list[Move]:

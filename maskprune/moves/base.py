@@ -59,7 +59,7 @@ class Proposal(NamedTuple):
         left: Masks, or moves, that may still be tried before the plan gives up, these included.
         racing: Whether the worse half may drop out at every doubling; None for what the rules say.
         enough: With `rules.early`, the score at which sessions may end early; None for what is required.
-        times: How many times as long as usual the session is.
+        times: How many times as long as usual the session is; 0 for none, where the network is judged as it is.
         rate: What its updates are multiplied with.
     """
 
