@@ -263,6 +263,27 @@ def test_without_sessions_of_its_own_a_longer_one_is_several():
     assert rounds[-1].stop == "30 steps" and asked == [0, 0, 0]
 
 
+def test_a_round_without_a_session_judges_the_network_as_it_is():
+    def plan(view):
+        verdict = yield moves.Proposal([Move({"a": [0]})], 1, times=0)
+        return f"{verdict.winner.worth}"
+
+    never = lambda key, state: pytest.fail("it was trained")
+    rounds = list(
+        minimize(
+            jax.random.key(0), init_state(network(a=3), OPTIMIZER), train=never, evaluate=at_least(2),
+            optimizer=OPTIMIZER, selector=select.sequential(), plan=plan,
+        )
+    )  # fmt: skip
+    assert rounds[-1].stop == "1.0" and rounds[1].accepted and rounds[1].steps == 0
+
+
+def test_auto_takes_what_nobody_misses_without_a_step():
+    rounds = search(network(a=5, b=5), at_least(7), moves.auto(0), rules=Rules(candidates=2))
+    assert [(len(enabled(row.judged)), row.accepted) for row in rounds[1:4]] == [(9, True), (8, True), (7, True)]
+    assert not rounds[4].accepted and rounds[5].chosen == {} and rounds[5].accepted  # what is left is trained on
+
+
 def test_plans_follow_one_another():
     rounds = search(network(a=4), at_least(2), moves.chain(moves.bisect, moves.one_by_one), rules=Rules())
     assert rounds[-1].stop == "every mask that may go was refused" and len(enabled(rounds[-1].state.network)) == 2
