@@ -72,7 +72,7 @@ class Strategy(NamedTuple):
 
 RACED = {"candidates": 4, "racing": True}
 STRATEGIES: dict[str, Strategy] = {
-    "auto": Strategy(lambda moves: moves.auto(), {**RACED, "early": 0.0}, "ablation", sessions=23),
+    "auto": Strategy(lambda moves: moves.auto(), {**RACED, "early": 0.0}, "ablation", sessions=40),
     "one-by-one": Strategy(lambda moves: moves.one_by_one, {}, "cosine-max"),
     "ablation": Strategy(lambda moves: moves.one_by_one, {}, "ablation"),
     "random": Strategy(lambda moves: moves.one_by_one, {}, "random"),

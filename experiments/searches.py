@@ -46,6 +46,8 @@ class Config:
     """Ways to search. auto is what `minimize.py` does by itself."""
     thresholds: tuple[float, ...] = (0.85, 0.9, 0.95, 0.98, 1.0)
     """Shares of the reference score that are kept."""
+    sessions: int | None = None
+    """No round begins after so many sessions' worth of steps. Default: the strategy's own budget."""
     parents: int | None = None
     """Use at most this many parents. Default: all."""
     out: Path = Path("runs/searches")
@@ -69,7 +71,17 @@ def rebuild(about: dict[str, Any]) -> Setup:
     return set_up(load_data(pictures), model, recipe)
 
 
-def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: float, train: Any, selector: Any) -> Row:
+def search(
+    setup: Setup,
+    params: Any,
+    strategy: Any,
+    *,
+    seed: int,
+    threshold: float,
+    sessions: int | None,
+    train: Any,
+    selector: Any,
+) -> Row:
     """One whole search from a parent."""
     import jax
 
@@ -87,7 +99,7 @@ def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: fl
             selector=selector,
             batch=setup.sample(strategy.selector),
             rules=maskprune.Rules(threshold=threshold, **strategy.rules),
-            limits=maskprune.Limits(steps=strategy.sessions and strategy.sessions * setup.recipe.steps),
+            limits=maskprune.Limits(steps=sessions and sessions * setup.recipe.steps),
             plan=strategy.plan(maskprune.moves),
             init=setup.model.init,
         )
@@ -118,8 +130,13 @@ def run(config: Config, show: Any) -> list[Row]:
     about = studies[0].about
     refuse("searches.py", [(any(s.about["config"] != about["config"] for s in studies), "--oracle: studies differ")])
     setup = rebuild(about)
-    facts = {"config": about["config"], "versions": record.versions(), "device": record.device()}
-    ledger = maskprune.Ledger.open(config.out / "rows.jsonl", facts)
+    facts = {
+        "config": {**about["config"], "sessions": config.sessions},
+        "versions": record.versions(),
+        "device": record.device(),
+    }
+    with in_a_sentence("searches.py"):
+        ledger = maskprune.Ledger.open(config.out / "rows.jsonl", facts)
     files = sorted((path for folder in config.oracle for path in (folder / "parents").glob("seed-*.npz")), key=seed_of)
     train = maskprune.of_length(setup.training(), setup.recipe.steps)
     selectors = {name: make_selector(STRATEGIES[name].selector, setup) for name in config.strategies}
@@ -129,9 +146,11 @@ def run(config: Config, show: Any) -> list[Row]:
                 known = {"parent": seed_of(path), "threshold": threshold, "strategy": name}
                 if ledger.find(**known):
                     continue
-                params = maskprune.models.load(path)[1]
-                options = {"seed": seed_of(path), "threshold": threshold, "train": train, "selector": selectors[name]}
-                row = {"strategy": name, **search(setup, params, STRATEGIES[name], **options)}
+                params, strategy = maskprune.models.load(path)[1], STRATEGIES[name]
+                sessions = strategy.sessions if config.sessions is None else config.sessions
+                options = {"seed": seed_of(path), "threshold": threshold, "sessions": sessions}
+                found = search(setup, params, strategy, **options, train=train, selector=selectors[name])
+                row = {"strategy": name, **found}
                 ledger.add([row])
                 show.say(f"{known}: {row['masks']} masks, score {row['score']:.3f}, {row['steps']} steps")
     return ledger.rows

@@ -175,3 +175,9 @@ def test_searches_start_from_the_parents_and_go_on(finished, tmp_path):
     ]  # fmt: skip
     assert all(row["score"] >= row["threshold"] * row["reference"] and 2 <= row["masks"] <= 4 for row in rows)
     assert len(summary) == 4 and (out / "summary.csv").exists() and (out / "searches.csv").exists()
+    less = dataclasses.replace(config, sessions=0)
+    with pytest.raises(SystemExit, match="another config"):
+        searches.main(less)
+    searches.main(dataclasses.replace(less, out=tmp_path / "less"))
+    (row,) = maskprune.Ledger.read(tmp_path / "less" / "rows.jsonl").rows
+    assert (row["rounds"], row["masks"], row["steps"]) == (0, 4, 0)

@@ -279,7 +279,7 @@ def test_strategies_name_what_they_found(finished):
     assert [row["strategy"] for row in read(out / "against_random.csv")] == ["uniform"]
 
 
-@pytest.mark.parametrize(("strategy", "candidates", "steps"), [("auto", 4, 115), ("one-by-one", 1, None)])
+@pytest.mark.parametrize(("strategy", "candidates", "steps"), [("auto", 4, 200), ("one-by-one", 1, None)])
 def test_a_search_of_a_study_goes_as_its_strategy_says(monkeypatch, strategy, candidates, steps):
     studies, asked = importlib.import_module("studies"), {}
     monkeypatch.setattr("maskprune.search", lambda *args, **how: asked.update(how))
