@@ -1,8 +1,9 @@
 """The plan that measured best: down a path of ever smaller networks, and up again to one that can be trained.
 
-A network that loses masks one by one is trained all the while, and in a short session hardly any size keeps a high
-score; so the way down asks only for a score that a longer session could mend. Then the networks of the path get that
-longer session, the smallest first, then by halving, until the smallest that passes is found. Knows no training.
+Masks that nobody misses go first, without training. A network that loses the others one by one is trained all the
+while, and in a short session hardly any size keeps a high score; so the way down asks only for a score that a longer
+session could mend. Then the networks of the path get that longer session, the smallest first, then larger ones, until
+the smallest that passes is found. Knows no training.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
 
 
 def near(view: View, times: float = NEAR) -> float:
-    """The score at which the error is so many times the one that is allowed."""
+    """The score at which the error, what is missing to 1, is so many times the one that is allowed."""
     return min(view.required, 1.0 - times * (1.0 - view.required))
 
 
