@@ -125,6 +125,10 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
             config.stagnation is not None and max(rules["candidates"], config.replicas) > 1,
             "--stagnation ends a session by itself: use --candidates 1, and no --replicas",
         ),
+        (
+            config.minimize_layers and recipe.strategy in ("bisect", "beam", "grow"),
+            f"--minimize-layers does not go with --strategy {recipe.strategy}, which knows masks only; use auto",
+        ),
         (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
         (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
         (recipe.first_steps < 1 and not saved, "--first-steps 0 goes with --start-from only"),

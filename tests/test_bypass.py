@@ -15,12 +15,14 @@ from maskprune import (
     choose,
     compact,
     conv2d,
+    count_enabled,
     disable,
     effective_params,
     freeze,
     init_network,
     init_state,
     models,
+    moves,
     select,
     trace,
     why_no_bypass,
@@ -178,14 +180,29 @@ def idle(key, state):
     return state, SessionReport(np.zeros(1, np.float32), True, "", 0.0)
 
 
-def search(network, evaluate, **rules):
+def search(network, evaluate, plan=None, **rules):
     optimizer = optax.sgd(0.1)
     return list(
         minimize(
             jax.random.key(0), init_state(network, optimizer), train=idle, evaluate=evaluate, optimizer=optimizer,
-            selector=select.sequential(), rules=Rules(**rules),
+            selector=select.sequential(), rules=Rules(**rules), **({} if plan is None else {"plan": plan}),
         )
     )  # fmt: skip
+
+
+def test_auto_tries_layers_too_and_masks_again():
+    _, network = fcn_network((1, 2, 2))
+    bypassed = lambda state: bool(np.any(state.network.frozen["conv3"]))
+
+    def keep(state):
+        """conv3 has to stay, and all masks until conv1 is gone; then one of conv2 may go, too."""
+        masks, whole = sum(count_enabled(state.network).values()), not np.any(state.network.frozen["conv1"])
+        return {"score": float(not bypassed(state) and masks >= (5 if whole else 4))}
+
+    rounds = search(network, keep, plan=moves.auto(1), layers=True)
+    assert [row.bypassed for row in rounds if row.bypassed and row.accepted] == ["conv1"]
+    after = rounds[[row.bypassed for row in rounds].index("conv1") + 1 :]
+    assert any(row.accepted and row.chosen for row in after) and rounds[-1].stop
 
 
 def test_the_search_tries_layers_when_no_mask_may_go():

@@ -241,6 +241,12 @@ def test_bad_options_are_refused_before_any_work(program, quick, tmp_path, chang
     assert not (tmp_path / "out").exists()
 
 
+def test_strategies_that_know_masks_only_are_refused_for_layers(program, quick, tmp_path):
+    recipe = dataclasses.replace(quick.recipe, strategy="beam")
+    with pytest.raises(SystemExit, match="--minimize-layers does not go with --strategy beam"):
+        program.main(dataclasses.replace(quick, recipe=recipe, minimize_layers=True, out=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -43,7 +43,8 @@ def auto(patience: int = 4) -> Plan:
     what is required (`dive`), and the smallest network of that path that can be trained is looked for (`climb`). Then
     one mask less is asked for, by many candidates and in turns: other sets of masks, from the network held, from the
     start or from the path, and exchanges of a mask drawn afresh for two others. It ends when `patience` such rounds
-    were refused in a row. Use it with several `rules.candidates`, racing, and `rules.early`.
+    were refused in a row and, with `rules.layers`, no layer may go. Use it with several `rules.candidates`, racing, and
+    `rules.early`.
 
     Raises:
         ValueError: `patience` is negative.
@@ -60,11 +61,15 @@ def _auto(view: View, *, patience: int) -> Generator[Proposal, Verdict, str]:
     path = [start, *(verdict.winner.state for verdict in verdicts)]
     tried = {alive(state.network) for state in path}
     yield from climb(view, path, verdicts, tried)
-    refused = turn = 0
-    while refused < patience and (moves := _one_less(view, path, tried, turn)):
-        verdict = yield from attempt(view, moves)
-        refused, turn = 0 if verdict.accepted else refused + 1, turn + 1
-    return ALL_REFUSED if view.spare() else NOTHING_TO_SPARE
+    while True:
+        refused = turn = 0
+        while refused < patience and (moves := _one_less(view, path, tried, turn)):
+            verdict = yield from attempt(view, moves)
+            refused, turn = 0 if verdict.accepted else refused + 1, turn + 1
+        layers = [Move({}, name) for name in view.layers()]
+        if not layers or not (yield from attempt(view, layers)).accepted:
+            return ALL_REFUSED if layers or view.spare() else NOTHING_TO_SPARE
+        path = [view.state]  # the others still have that layer
 
 
 def _one_less(view: View, path: Sequence[TrainState], tried: set[frozenset[Mask]], turn: int) -> list[Move]:
