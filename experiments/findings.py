@@ -47,7 +47,7 @@ def selectors(folder: str) -> Shown:
     return Shown(f"{folder}/selectors.csv", columns, order=lambda row: float(row["best"] or "nan"))
 
 
-def searches(folder: str, where: Callable[[Row], bool]) -> Shown:
+def searches(folder: str) -> Shown:
     columns = {
         "strategy": ("strategy", ""),
         "threshold": ("threshold", ".2f"),
@@ -59,7 +59,7 @@ def searches(folder: str, where: Callable[[Row], bool]) -> Shown:
         "steps, median": ("steps, median", ".0f"),
         "of the protocol's, most": ("share of the protocol's steps, most", ".1%"),
     }
-    return Shown(f"{folder}/summary.csv", columns, where)
+    return Shown(f"{folder}/summary.csv", columns)
 
 
 def means(file: str, *columns: str, where: Callable[[Row], bool] = lambda row: True) -> Shown:
@@ -67,25 +67,12 @@ def means(file: str, *columns: str, where: Callable[[Row], bool] = lambda row: T
     return Shown(file, {name: (name, ".2f") for name in columns}, where)
 
 
-AUTO = lambda row: row["strategy"] == "auto"
 TABLES = {
-    "searches-sobel": searches("searches-sobel", AUTO),
-    "baselines-sobel": searches("searches-sobel", lambda row: row["threshold"] == "0.95"),
-    "searches-threshold": searches("searches-threshold", AUTO),
-    "baselines-threshold": searches("searches-threshold", lambda row: row["threshold"] == "0.95"),
+    "searches-sobel": searches("searches-sobel"),
+    "baselines-sobel": searches("baselines-sobel"),
     "correlations-sobel": selectors("correlations-sobel"),
     "correlations-sobel-4": selectors("correlations-sobel-4"),
     "correlations-canny": selectors("correlations-canny"),
-    "strategies": means(
-        "strategies/summary.csv", "strategy", "threshold", "masks", "score ratio", "score ratio from scratch", "sizes"
-    ),
-    "grid": means("grid/comparison.csv", "way", "masks", "score", "score once trained", "steps", "found"),
-    "reset": means("reset/reset.csv", "share of the session", "fresh", "kept", "fresh - kept"),
-    "repairs": means("repairs/repairs.csv", "repair", "at_once", "after", "steps", "recovered"),
-    "worth": means("worth/worth.csv", "test", "at_once", "after", "loss", where=lambda row: row["layer"] == "all"),
-    "relearned": means(
-        "worth/relearned.csv", "test", "like_itself", "like_another", "nearest", where=lambda row: row["layer"] == "all"
-    ),
 }
 
 

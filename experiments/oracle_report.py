@@ -300,7 +300,8 @@ def fronts(truths: Sequence[Truth]) -> Figure:
             shift = 0.3 * (np.random.default_rng(0).random(len(values)) - 0.5)
             axes.plot(values[:, 0] + shift, values[:, 1], ".", color=colour, markersize=2, alpha=0.4)
             axes.plot(list(best), [score / reference for score in best.values()], color=colour, label=f"seed {parent}")
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+        if len(axes.lines) <= 16:  # more would hide the points
+            axes.legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
 

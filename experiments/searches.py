@@ -11,9 +11,12 @@ threshold; the rows are kept, and it goes on where it was interrupted.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,18 +166,30 @@ def seed_of(path: Path) -> int:
 # The comparison with the table
 
 
-def compare(rows: list[Row], tables: list[Row], *, first_steps: int) -> list[Row]:
-    """Every search beside the smallest network of its parent's table that reaches the same."""
+def compare(
+    rows: list[Row], tables: list[Row], *, first_steps: int, usable: Mapping[int, int] | None = None
+) -> list[Row]:
+    """Every search beside the smallest network of its parent's table that reaches the same.
+
+    Args:
+        rows: Of the searches.
+        tables: Of the oracle.
+        first_steps: Of the parents' own session, which count as well.
+        usable: How many sub-networks there are of every size: a size counts if all of them and of every smaller size
+            are in the table. None where what is in a table is complete.
+    """
     found = []
     for row in rows:
         own = [each for each in tables if each["parent"] == row["parent"] and each["kind"] in TRAINED]
+        whole = lambda size, own=own: usable is None or complete(own, size, usable[size])
+        every = sorted({each["masks"] for each in own} if usable is None else usable)
+        sizes = list(itertools.takewhile(whole, every))
         required = row["threshold"] * row["reference"]
-        fit = [each for each in own if each["score"] >= required]
-        sizes = {each["masks"] for each in own}
+        fit = [each for each in own if each["score"] >= required and each["masks"] in sizes]
         least = min((each["masks"] for each in fit), default=None)
-        beyond = max(sizes) + 1  # nothing in the table fits: the smallest has at least this many
+        beyond = next(size for size in itertools.count(min(every, default=0)) if size not in sizes)
         best = {size: max(each["score"] for each in own if each["masks"] == size) for size in sizes}
-        truth = beyond if least is None else least
+        truth = beyond if least is None else least  # nothing in the table fits: the smallest has at least this many
         found.append(
             row
             | {
@@ -186,6 +201,12 @@ def compare(rows: list[Row], tables: list[Row], *, first_steps: int) -> list[Row
             }
         )
     return found
+
+
+def complete(rows: list[Row], size: int, usable: int) -> bool:
+    """Whether a parent's table holds all sub-networks of a size, in one kind of training."""
+    known = [{row["alive"] for row in rows if (row["masks"], row["kind"]) == (size, kind)} for kind in TRAINED]
+    return max(map(len, known)) >= usable
 
 
 TRAINED = ("one-shot", "equal", "path")
@@ -238,8 +259,9 @@ def main(config: Config) -> list[Row]:
     with Display(quiet=config.quiet) as show:
         rows = run(config, show)
         tables = [row for folder in config.oracle for row in maskprune.Ledger.read(folder / "rows.jsonl").rows]
-        recipe = maskprune.Ledger.read(config.oracle[0] / "rows.jsonl").about["config"]["recipe"]
-        compared = compare(rows, tables, first_steps=recipe["first_steps"])
+        about = maskprune.Ledger.read(config.oracle[0] / "rows.jsonl").about["config"]
+        usable = Counter(map(maskprune.alive.count, maskprune.alive.every(about["widths"])))
+        compared = compare(rows, tables, first_steps=about["recipe"]["first_steps"], usable=usable)
         summary = summarize(compared)
         record.write_csv(config.out / "searches.csv", compared)
         files.replace_file(config.out / "summary.csv", study.as_csv(summary))

@@ -17,6 +17,13 @@ def test_the_page_is_up_to_date(program):
         assert f"<!-- {name} -->" in page, f"{name} is not shown"
 
 
+@pytest.fixture
+def of_reset(program, monkeypatch):
+    shown = program.means("reset/reset.csv", "share of the session", "fresh", "kept", "fresh - kept")
+    monkeypatch.setattr(program, "TABLES", {"reset": shown})
+
+
+@pytest.mark.usefixtures("of_reset")
 def test_a_table_is_filled_and_the_words_stay(program, tmp_path):
     (tmp_path / "reset").mkdir()
     (tmp_path / "reset" / "reset.csv").write_text(
@@ -29,6 +36,7 @@ def test_a_table_is_filled_and_the_words_stay(program, tmp_path):
     assert program.filled("\n".join(lines), tmp_path).splitlines() == lines
 
 
+@pytest.mark.usefixtures("of_reset")
 @pytest.mark.parametrize(("name", "words"), [("resett", "'resett'"), ("reset", r"reset\.csv is missing")])
 def test_what_cannot_be_filled_is_named(program, tmp_path, name, words):
     with pytest.raises(SystemExit, match=words):

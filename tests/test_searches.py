@@ -50,6 +50,19 @@ def test_regret_against_the_table_of_the_same_parent(program, found, smallest, r
     assert got["protocol_share"] == pytest.approx(1140 / 114_000)
 
 
+def test_a_table_that_was_cut_short_tells_nothing_of_that_size(program):
+    table = [
+        tried(2, 0.2) | {"alive": "10 10"},
+        tried(3, 0.91) | {"alive": "11 10"},
+        tried(3, 0.7) | {"alive": "10 11"},
+    ]
+    known = lambda usable: program.compare([row(3)], table, first_steps=0, usable=usable)[0]["smallest"]
+    assert known({2: 1, 3: 2, 4: 1}) == 3
+    assert known({2: 1, 3: 4, 4: 1}) == ">=3" and known({2: 4, 3: 2, 4: 1}) == ">=2"
+    missing = program.compare([row(5, threshold=0.99)], table, first_steps=0, usable={2: 1, 3: 2, 4: 1})[0]
+    assert missing["smallest"] == ">=4" and not missing["known"]
+
+
 def test_the_summary_counts_parents_and_leaves_out_what_is_undecided(program):
     rows = [row(3), row(5, parent=1), row(9, threshold=0.995), row(2, parent=2)]
     tables = [*TABLE, *(each | {"parent": 2} for each in TABLE[:4])]
