@@ -70,9 +70,17 @@ def means(file: str, *columns: str, where: Callable[[Row], bool] = lambda row: T
 TABLES = {
     "searches-sobel": searches("searches-sobel"),
     "baselines-sobel": searches("baselines-sobel"),
+    "searches-threshold": searches("searches-threshold"),
+    "baselines-threshold": searches("baselines-threshold"),
     "correlations-sobel": selectors("correlations-sobel"),
     "correlations-sobel-4": selectors("correlations-sobel-4"),
     "correlations-canny": selectors("correlations-canny"),
+    "grid": means("grid/comparison.csv", "way", "masks", "score", "score once trained", "steps", "found"),
+    "reset": means("reset/reset.csv", "share of the session", "fresh", "kept", "fresh - kept"),
+    "worth": means("worth/worth.csv", "test", "at_once", "after", "loss", where=lambda row: row["layer"] == "all"),
+    "relearned": means(
+        "worth/relearned.csv", "test", "like_itself", "like_another", "nearest", where=lambda row: row["layer"] == "all"
+    ),
 }
 
 
