@@ -89,9 +89,10 @@ def cell(row: Row, column: str, form: str) -> str:
 
     def words(text: str) -> str:
         try:
-            return format(float(text), form) if math.isfinite(float(text)) else "–"
+            number = float(text)
         except ValueError:
             return text
+        return "–" if not math.isfinite(number) else format(number, ".0f" if abs(number) >= 100 else form)
 
     value, low, high = row[column], row.get(f"{column}_low", ""), row.get(f"{column}_high", "")
     known = low and high and math.isfinite(float(low)) and math.isfinite(float(high))
