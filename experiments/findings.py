@@ -77,6 +77,7 @@ TABLES = {
     "correlations-canny": selectors("correlations-canny"),
     "grid": means("grid/comparison.csv", "way", "masks", "score", "score once trained", "steps", "found"),
     "reset": means("reset/reset.csv", "share of the session", "fresh", "kept", "fresh - kept"),
+    "repairs": means("repairs/repairs.csv", "repair", "at_once", "after", "steps", "recovered"),
     "worth": means("worth/worth.csv", "test", "at_once", "after", "loss", where=lambda row: row["layer"] == "all"),
     "relearned": means(
         "worth/relearned.csv", "test", "like_itself", "like_another", "nearest", where=lambda row: row["layer"] == "all"
