@@ -75,6 +75,9 @@ TABLES = {
     "correlations-sobel": selectors("correlations-sobel"),
     "correlations-sobel-4": selectors("correlations-sobel-4"),
     "correlations-canny": selectors("correlations-canny"),
+    "strategies": means(
+        "strategies/summary.csv", "strategy", "threshold", "masks", "score ratio", "score ratio from scratch", "sizes"
+    ),
     "grid": means("grid/comparison.csv", "way", "masks", "score", "score once trained", "steps", "found"),
     "reset": means("reset/reset.csv", "share of the session", "fresh", "kept", "fresh - kept"),
     "repairs": means("repairs/repairs.csv", "repair", "at_once", "after", "steps", "recovered"),
