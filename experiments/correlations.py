@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 from protocol import SelectorName, make_selector
-from studies import Options, Row, Study, run, score, single_masks, trained_start
+from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
 
 
 LOOKS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the session, at which children are scored: its second half
@@ -62,7 +62,9 @@ def ask_network(study: Study, selectors: Any, replicates: int, seed: int, train:
     masks = single_masks(network)
     states = [setup.fresh(network), *(setup.fresh(mp.disable(network, one)) for *_, one in masks)]
     at_once = [score(setup, state) for state in states]
-    curves = learning_curves(study, states, [jax.random.fold_in(child_key, r) for r in range(replicates)], train)
+    keys = [jax.random.fold_in(child_key, replicate) for replicate in range(replicates) for _ in states]
+    every = learning_curves(study, states * replicates, keys, train, LOOKS)
+    curves = [every[first : first + len(states)] for first in range(0, len(every), len(states))]  # of every replicate
     scores = {
         name: jax.device_get(selector(select_key, network, setup.sample(name))) for name, selector in selectors.items()
     }
@@ -74,18 +76,6 @@ def ask_network(study: Study, selectors: Any, replicates: int, seed: int, train:
         columns = {name: float(found[layer][number]) for name, found in scores.items()}
         rows.append({"layer": layer, "mask": number, "drop": drop, "best": bests, "last": lasts, "scores": columns})
     return {"score": before, "redrawn": len(start.redrawn), "masks": rows}
-
-
-def learning_curves(study: Study, states: Sequence[Any], keys: Sequence[Any], train: Any) -> list[list[list[float]]]:
-    """Scores at the looks, [replicate][child][look]. Children of one replicate see the same batches."""
-    jobs = [(key, state) for key in keys for state in states]
-    keys_of, going = [key for key, _ in jobs], [state for _, state in jobs]
-    found: list[list[float]] = [[] for _ in jobs]
-    for share in LOOKS:
-        going = [state for state, _ in train(keys_of, going, steps=study.recipe.steps, share=share)]
-        for curve, state in zip(found, going, strict=True):
-            curve.append(score(study.setup, state))
-    return [found[first : first + len(states)] for first in range(0, len(found), len(states))]
 
 
 # All networks

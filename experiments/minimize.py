@@ -180,9 +180,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
     task, optimizer = setup.task, setup.optimizer
     train, latest = make_training(config, setup, show)
     strategy = STRATEGIES[recipe.strategy]
-    most_steps = (
-        strategy.sessions and strategy.sessions * recipe.steps if config.max_steps is None else config.max_steps
-    )
+    most_steps = strategy.budget(recipe.steps) if config.max_steps is None else config.max_steps
     first_steps = recipe.first_steps if saved is None else config.recipe.first_steps or 0
 
     def search(train: Any, *, seed: int, show: Any) -> Any:

@@ -69,6 +69,10 @@ class Strategy(NamedTuple):
     selector: SelectorName
     sessions: int | None = None
 
+    def budget(self, steps: int) -> int | None:
+        """Of all rounds, where a session has so many steps; None for no limit."""
+        return self.sessions and self.sessions * steps
+
 
 RACED = {"candidates": 4, "racing": True}
 STRATEGIES: dict[str, Strategy] = {
@@ -328,14 +332,13 @@ def make_selector(name: str, setup: Setup) -> Any:
     """The selector of that name, compiled."""
     import jax
 
-    from maskprune import curvature, repair, select
+    from maskprune import curvature, select
 
     task, border = setup.task, setup.recipe.border
     activations = lambda params, batch: setup.model.activations(params, batch[0])
     inside = lambda values: values[:, border : values.shape[1] - border, border : values.shape[2] - border]
     cut = lambda params, batch: {name: inside(values) for name, values in activations(params, batch).items()}
     measure = lambda network, batch: curvature.gauss_newton(task.residuals, network, batch, examples=4).matrix
-    repaired = repair.least_squares(activations, border=border)
     family, _, kind = name.rpartition("-")
     plain = {
         "sequential": select.sequential,
@@ -351,8 +354,8 @@ def make_selector(name: str, setup: Setup) -> Any:
         "redundancy": lambda: select.redundancy(activations, border=border),
         "surgeon": lambda: select.surgeon(measure),
         "ablation": lambda: select.ablation(task.loss),
-        "ablation-bias": lambda: select.ablation(task.loss, remove=repair.bias(activations, border=border)),
-        "ablation-repaired": lambda: select.ablation(task.loss, remove=repaired),
+        "ablation-bias": lambda: select.ablation(task.loss, remove=make_repair("bias", setup)),
+        "ablation-repaired": lambda: select.ablation(task.loss, remove=make_repair("least-squares", setup)),
         "probe": lambda: _probe(setup, setup.recipe.steps // 2),
         "probe-long": lambda: _probe(setup, setup.recipe.steps, racing=False, orders=4),
         "ensemble": lambda: select.ensemble([make_selector(each, setup) for each in ENSEMBLE]),

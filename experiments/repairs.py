@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 from protocol import make_repair
-from studies import Options, Row, Study, run, score, single_masks, trained_start
+from studies import Options, Row, Study, learning_curves, mean, run, score, single_masks, trained_start
 
 
 SIZES = {"quick": {"networks": 2}, "study": {"networks": 10}, "full": {"networks": 20}, "thesis": {"networks": 50}}
@@ -47,12 +47,9 @@ def ask_network(study: Study, seed: int, train: Any, *, threshold: float) -> Row
     ways = {name: removal(name, setup) for name in REPAIRS}
     jobs = [(name, *mask) for name in REPAIRS for mask in single_masks(network)]
     states = [setup.fresh(ways[name](network, chosen)) for name, *_, chosen in jobs]
-    curves = [[score(setup, state)] for state in states]
-    for share in LOOKS:
-        keys = [session_key] * len(states)
-        states = [state for state, _ in train(keys, states, steps=study.recipe.steps, share=share)]
-        for curve, state in zip(curves, states, strict=True):
-            curve.append(score(setup, state))
+    at_once = [score(setup, state) for state in states]
+    trained = learning_curves(study, states, [session_key] * len(states), train, LOOKS)
+    curves = [[first, *rest] for first, rest in zip(at_once, trained, strict=True)]
     rows = [
         {"repair": name, "layer": layer, "mask": number, **outcome(curve, before, threshold, study.recipe.steps)}
         for (name, layer, number, _), curve in zip(jobs, curves, strict=True)
@@ -122,12 +119,6 @@ def summary(masks: Sequence[Row]) -> list[Row]:
 
 def _place(mask: Row) -> tuple[Any, ...]:
     return mask["network"], mask["layer"], mask["mask"]
-
-
-def mean(masks: Sequence[Row], column: str) -> Any:
-    from maskprune import statistics
-
-    return statistics.mean([mask[column] for mask in masks], [mask["network"] for mask in masks])
 
 
 def ask(study: Study, config: Config) -> list[Row]:

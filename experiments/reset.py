@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from studies import Options, Row, Study, run, score, single_masks, trained_start
+from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
 
 
 SIZES = {"quick": {"networks": 2}, "study": {"networks": 10}, "full": {"networks": 20}, "thesis": {"networks": 50}}
@@ -44,12 +44,7 @@ def ask_network(study: Study, seed: int, train: Any) -> Row:
     networks = [mp.disable(start.network, chosen) for *_, chosen in masks]
     keep = lambda network: dataclasses.replace(start, network=network, step=jax.device_put(np.int32(0)))
     states = [make(network) for make in (setup.fresh, keep) for network in networks]
-    curves = [[] for _ in states]
-    for share in LOOKS:
-        keys = [session_key] * len(states)
-        states = [state for state, _ in train(keys, states, steps=study.recipe.steps, share=share)]
-        for curve, state in zip(curves, states, strict=True):
-            curve.append(score(setup, state))
+    curves = learning_curves(study, states, [session_key] * len(states), train, LOOKS)
     found = [
         {"layer": layer, "mask": number, "fresh": fresh, "kept": kept}
         for (layer, number, _), fresh, kept in zip(masks, curves[: len(masks)], curves[len(masks) :], strict=True)

@@ -74,17 +74,7 @@ def rebuild(about: dict[str, Any]) -> Setup:
     return set_up(load_data(pictures), model, recipe)
 
 
-def search(
-    setup: Setup,
-    params: Any,
-    strategy: Any,
-    *,
-    seed: int,
-    threshold: float,
-    sessions: int | None,
-    train: Any,
-    selector: Any,
-) -> Row:
+def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: float, train: Any, selector: Any) -> Row:
     """One whole search from a parent."""
     import jax
 
@@ -102,7 +92,7 @@ def search(
             selector=selector,
             batch=setup.sample(strategy.selector),
             rules=maskprune.Rules(threshold=threshold, **strategy.rules),
-            limits=maskprune.Limits(steps=sessions and sessions * setup.recipe.steps),
+            limits=maskprune.Limits(steps=strategy.budget(setup.recipe.steps)),
             plan=strategy.plan(maskprune.moves),
             init=setup.model.init,
         )
@@ -150,10 +140,10 @@ def run(config: Config, show: Any) -> list[Row]:
                 if ledger.find(**known):
                     continue
                 params, strategy = maskprune.models.load(path)[1], STRATEGIES[name]
-                sessions = strategy.sessions if config.sessions is None else config.sessions
-                options = {"seed": seed_of(path), "threshold": threshold, "sessions": sessions}
-                found = search(setup, params, strategy, **options, train=train, selector=selectors[name])
-                row = {"strategy": name, **found}
+                if config.sessions is not None:
+                    strategy = strategy._replace(sessions=config.sessions)
+                options = {"seed": seed_of(path), "threshold": threshold, "train": train, "selector": selectors[name]}
+                row = {"strategy": name, **search(setup, params, strategy, **options)}
                 ledger.add([row])
                 show.say(f"{known}: {row['masks']} masks, score {row['score']:.3f}, {row['steps']} steps")
     return ledger.rows
@@ -227,9 +217,8 @@ def summarize(compared: list[Row]) -> list[Row]:
         known = [row for row in own if row["known"]]
         lost = [max(0, row["regret"]) for row in known]
         none = sum(each == 0 for each in lost)
-        sure = (
-            stats.binomtest(none, len(lost)).proportion_ci() if lost else (math.nan, math.nan)
-        )  # Clopper, Pearson 1934
+        # Clopper and Pearson 1934
+        sure = stats.binomtest(none, len(lost)).proportion_ci() if lost else (math.nan, math.nan)
         summary.append(
             {
                 "strategy": name,

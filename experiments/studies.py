@@ -286,7 +286,7 @@ def search(
         selector=lambda network: selector,
         batch=sample,
         rules=mp.Rules(threshold=threshold, reference=recipe.reference, **strategy.rules),
-        limits=mp.Limits(steps=strategy.sessions and strategy.sessions * recipe.steps),
+        limits=mp.Limits(steps=strategy.budget(recipe.steps)),
         plan=strategy.plan(mp.moves),
         init=setup.model.init,
         lengths=mp.Lengths(0 if start is not None else recipe.first_steps, recipe.steps, recipe.final_steps),
@@ -312,6 +312,25 @@ def result_of(study: Study, found: Any) -> Row:
         "rounds": sum(row["verdict"] in ("accepted", "refused") for row in found.rows),
         "training_seconds": round(found.training_seconds, 3),
     }
+
+
+def learning_curves(
+    study: Study, states: Sequence[Any], keys: Sequence[Any], train: Any, looks: Sequence[float]
+) -> list[list[float]]:
+    """Scores at the looks, shares of one session, for every state: [state][look]. Every state has a key."""
+    curves: list[list[float]] = [[] for _ in states]
+    for share in looks:
+        states = [state for state, _ in train(keys, states, steps=study.recipe.steps, share=share)]
+        for curve, state in zip(curves, states, strict=True):
+            curve.append(score(study.setup, state))
+    return curves
+
+
+def mean(masks: Sequence[Row], column: str) -> Any:
+    """The mean of a column over masks, with its interval from drawing networks again."""
+    from maskprune import statistics
+
+    return statistics.mean([mask[column] for mask in masks], [mask["network"] for mask in masks])
 
 
 def score(setup: Setup, state: Any) -> float:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from studies import Options, Row, Study, run, single_masks, trained_start
+from studies import Options, Row, Study, mean, run, single_masks, trained_start
 
 
 SIZES = {
@@ -148,12 +148,6 @@ def summary(masks: Sequence[Row], tests: Sequence[str], columns: Sequence[str], 
 
 def _of(masks: Sequence[Row], test: str, layer: str) -> list[Row]:
     return [mask for mask in masks if mask["test"] == test and layer in ("", mask["layer"])]
-
-
-def mean(masks: Sequence[Row], column: str) -> Any:
-    from maskprune import statistics
-
-    return statistics.mean([mask[column] for mask in masks], [mask["network"] for mask in masks])
 
 
 def agreement(masks: Sequence[Row]) -> list[Row]:
