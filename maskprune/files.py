@@ -1,19 +1,84 @@
-"""Files written whole or not at all: a reader never meets half a file, whatever happens in between."""
+"""Files written whole or not at all, and folders that one program at a time writes to.
+
+A reader never meets half a file, whatever happens in between: content is written under another name, forced to the
+disk, and moved into place.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
+
+
+DRAFT = ".tmp"  # how the name of a file ends that is being written
+LOCK = ".lock"
 
 
 def replace_file(path: Path | str, content: bytes) -> Path:
-    """Writes `content` under another name in the same folder, then moves it into place. Makes missing folders."""
+    """Writes `content` under another name in the same folder, then moves it into place. Makes missing folders.
+
+    Raises:
+        OSError: It cannot be written. What stood there before still stands.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
     try:
-        draft.write_bytes(content)
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(draft, path)
+        sync_folder(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # moved, or on a disk that takes nothing any more
+            draft.unlink()
     return path
+
+
+def sync_folder(folder: Path | str) -> None:
+    """Forces the names in a folder to the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def drop_drafts(folder: Path | str) -> None:
+    """Removes what a program that was killed had begun to write."""
+    for draft in Path(folder).rglob(f".*{DRAFT}"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+@contextlib.contextmanager
+def claim(folder: Path | str) -> Iterator[Path]:
+    """Makes a folder and keeps every other program that asks out of it, until the end of the `with` block.
+
+    The claim goes with the program, however it ends: nothing has to be tidied up after a crash.
+
+    Raises:
+        BlockingIOError: Another program writes to the folder now.
+        OSError: The folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK, blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BlockingIOError(
+            f"`{folder}` is being written to by another program: wait for it, or use another folder."
+        ) from error
+    try:
+        yield folder
+    finally:
+        lock.release()

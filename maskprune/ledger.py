@@ -1,11 +1,13 @@
 """The rows of a long study on disk, so that it goes on where it was interrupted.
 
-A file of JSON lines: the first one says what the study is, every other one is a row. Rows are only ever added; a line
-that was cut short by a crash is dropped. Knows nothing of what the rows mean.
+A file of JSON lines: the first one says what the study is, every other one is a row. Every line holds a check of its
+own; a line that was cut short by a crash or altered since is passed over. Rows are only ever added. Knows nothing of
+what they mean.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -24,11 +26,14 @@ class Ledger:
     Attributes:
         path: The file.
         about: What the study is: configuration, versions, whatever its reader should know.
-        rows: All rows so far, oldest first.
+        rows: All sound rows so far, oldest first.
+        damaged: The numbers of the lines that were passed over, from 1.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any], rows: Iterable[Row] = ()) -> None:
-        self.path, self.about, self.rows = path, dict(about), list(rows)
+    def __init__(
+        self, path: Path, about: Mapping[str, Any], rows: Iterable[Row] = (), damaged: Iterable[int] = ()
+    ) -> None:
+        self.path, self.about, self.rows, self.damaged = path, dict(about), list(rows), list(damaged)
 
     @classmethod
     def open(cls, path: Path | str, about: Mapping[str, Any], *, same: Iterable[str] = ("config",)) -> Ledger:
@@ -53,23 +58,29 @@ class Ledger:
                     f"`{path}` holds a study with another {name}: {_difference(found.about.get(name), about.get(name))}"
                     f". Go on with that one, or use another output folder."
                 )
-        found._drop_what_is_torn()
         return found
 
     @classmethod
     def read(cls, path: Path | str) -> Ledger:
-        """Reads a ledger. Raises ValueError if the file is none."""
-        lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last line's end was cut short
-        try:
-            about, *rows = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise ValueError(f"`{path}` is no ledger of a study: {error}.") from error
-        return cls(Path(path), about, rows)
+        """Reads a ledger. Raises ValueError if the file is none, or its first line is damaged."""
+        lines = Path(path).read_bytes().split(b"\n")
+        found = [(number, _sound(line)) for number, line in enumerate(lines, 1) if line]
+        if not found or found[0][1] is None:
+            raise ValueError(f"`{path}` is no ledger of a study, or its first line was altered.")
+        rows = [row for _, row in found[1:] if row is not None]
+        return cls(Path(path), found[0][1], rows, [number for number, row in found if row is None])
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds rows; once this returns they are on the disk."""
+        """Adds rows; once this returns they are on the disk.
+
+        Raises:
+            OSError: They cannot be written. The rows before them are safe, and the next ones can be added.
+        """
         new = [json.loads(json.dumps(dict(row))) for row in rows]
-        with self.path.open("ab") as file:
+        with self.path.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell() and _last_byte(file) != b"\n":
+                file.write(b"\n")  # behind a line that was cut short
             file.write(b"".join(map(_line, new)))
             file.flush()
             os.fsync(file.fileno())
@@ -79,14 +90,27 @@ class Ledger:
         """The rows that hold these values."""
         return [row for row in self.rows if all(row.get(name) == value for name, value in values.items())]
 
-    def _drop_what_is_torn(self) -> None:
-        content = self.path.read_bytes()
-        if not content.endswith(b"\n"):
-            replace_file(self.path, content[: content.rfind(b"\n") + 1])
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, allow_nan=True).encode() + b"\n"
+    return json.dumps({**row, "check": _check(row)}, allow_nan=True).encode() + b"\n"
+
+
+def _sound(line: bytes) -> Row | None:
+    """The row that a line holds, or None if the line is not what was written."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row, dict) and row.pop("check", None) == _check(row) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check(row: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(row, allow_nan=True).encode(), digest_size=8).hexdigest()
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -79,7 +79,7 @@ class Population(NamedTuple):
     """A compiled training loop for many networks, made by `make_population`.
 
     Attributes:
-        run: `run(keys, states, data, steps, *, until=None, rates=None, watch=None) -> (states, PopulationReport)`.
+        run: `run(keys, states, data, steps, *, until=None, rates=None, watch=None, alive=None) -> (states, report)`.
         compilations: `compilations() -> int`, how often the loop was compiled so far: once for a size of groups.
         programs: `programs() -> list[jax.stages.Compiled]`, what was compiled, the latest last.
     """
@@ -126,7 +126,8 @@ def make_population(
     Returns:
         A `Population`. Its `run` is that of a `Session` with a leading axis of P members on keys, states, rates and
         losses: member i computes what `session.run(keys[i], state i, data, steps, rate=rates[i])` would, to rounding.
-        `watch(states, losses)` sees all members after every chunk and may end the session for all of them. Memory that
+        `watch(states, losses)` sees all members after every chunk and may end the session for all of them. Those that
+        are not `alive`, bool[P], stand still, as after a step that was not finite. Memory that
         turns out too small halves the groups, and the chunk is computed again.
     """
     if at_once is not None and at_once < 1:
@@ -142,9 +143,10 @@ def make_population(
         until: int | None = None,
         rates: Any = None,
         watch: Watch | None = None,
+        alive: Any = None,
     ) -> tuple[TrainState, PopulationReport]:
         began, compiling, count = time.perf_counter(), groups.compiled.seconds, len(keys)
-        members, rates, done = _checked(keys, states, rates)
+        members, rates, done = _checked(keys, states, rates, alive)
         end = end_of(done, steps, until)
         losses, taken, stopped = [], np.zeros(count, np.int32), ""
         data = groups.everywhere(data)
@@ -298,8 +300,8 @@ class _Groups:
         return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, spread, leaf.__getitem__), tree)
 
 
-def _checked(keys: jax.Array, states: TrainState, rates: Any) -> tuple[Member, np.ndarray, int]:
-    """Members and rates on the host, and the step at which all members stand."""
+def _checked(keys: jax.Array, states: TrainState, rates: Any, alive: Any) -> tuple[Member, np.ndarray, int]:
+    """Members and rates on the host, and the step at which all members stand that go on."""
     count, sizes = len(keys), {np.shape(leaf)[:1] for leaf in jax.tree.leaves(states)}
     if count < 1 or sizes != {(count,)}:
         found = ", ".join(str(size[0]) if size else "no axis" for size in sorted(sizes))
@@ -307,11 +309,13 @@ def _checked(keys: jax.Array, states: TrainState, rates: Any) -> tuple[Member, n
     rates = np.ones(count, np.float32) if rates is None else np.asarray(rates, np.float32)
     if rates.shape != (count,):
         raise ValueError(f"`rates` has shape {rates.shape}: give one factor for each of {count} members.")
-    states = jax.device_get(states)
-    at = sorted(set(states.step.tolist()))
+    states, alive = jax.device_get(states), np.ones(count, bool) if alive is None else np.asarray(alive, bool)
+    if alive.shape != (count,) or not alive.any():
+        raise ValueError(f"`alive` is {alive}: say for each of {count} members whether it goes on; one must.")
+    at = sorted(set(states.step[alive].tolist()))
     if len(at) > 1:
         raise ValueError(f"`states` stand at the steps {at}: train members of the same step together.")
-    return Member(states, np.ones(count, bool)), rates, at[0]
+    return Member(states, alive), rates, at[0]
 
 
 def _blank(losses: np.ndarray, moved: np.ndarray) -> np.ndarray:

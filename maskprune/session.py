@@ -191,33 +191,33 @@ def part_of(steps: int, share: float) -> int:
     return math.ceil(share * steps)
 
 
-def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState], float] | None = None) -> Watch:
-    """A `watch` that ends a session when the error stagnates.
+def stagnation(*, improvement: float, patience: int, every: int = 100) -> Watch:
+    """A `watch` that ends a session when the training loss stagnates.
+
+    It has no memory: what it says follows from the losses alone, so a session that was stopped and goes on ends where
+    it would have.
 
     Args:
         improvement: Relative improvement, such as 0.01, that counts as progress.
         patience: How many looks in a row may pass without it.
-        error: Measures the state; by default the mean training loss since the last look.
+        every: Steps from one look to the next; a look compares the mean loss since the one before with the best so far.
 
-    Returns:
-        A watch with a memory, for one session after another: fewer losses than before tell it that a new one began.
+    Raises:
+        ValueError: An argument is not positive.
     """
-    if not improvement > 0 or patience < 1:
-        raise ValueError(f"`improvement` is {improvement} and `patience` {patience}: both must be positive.")
-    fresh = {"best": np.inf, "waited": 0, "seen": 0}
-    memory = dict(fresh)
+    if not improvement > 0 or patience < 1 or every < 1:
+        raise ValueError(
+            f"`improvement` is {improvement}, `patience` {patience} and `every` {every}: all must be positive."
+        )
 
     def watch(state: TrainState, losses: np.ndarray) -> str:
-        if len(losses) <= memory["seen"]:  # losses only ever grow within a session
-            memory.update(fresh)
-        found = float(np.mean(losses[memory["seen"] :])) if error is None else error(state)
-        better = found < memory["best"] * (1 - improvement)
-        memory.update(
-            best=found if better else memory["best"], waited=0 if better else memory["waited"] + 1, seen=len(losses)
-        )
-        if memory["waited"] < patience:
-            return ""
-        return f"the error improved by less than {improvement:.2%} over {patience} looks"
+        looks = losses[: len(losses) // every * every].reshape(-1, every).mean(axis=1, dtype=float)
+        best, waited = math.inf, 0
+        for found in looks:
+            best, waited = (found, 0) if found < best * (1 - improvement) else (best, waited + 1)
+            if waited >= patience:
+                return f"the error improved by less than {improvement:.2%} over {patience} looks"
+        return ""
 
     return watch
 

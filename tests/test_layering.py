@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "statistics"},
+    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "statistics", "checkpoint"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
@@ -58,7 +58,6 @@ FLOORS = {
         "search",
         "outcome",
         "rounds",
-        "checkpoint",
         "report",
         "visualize",
         "worth",
@@ -67,6 +66,8 @@ FLOORS = {
         "_wording",
         "record",
         "ledger",
+        "interrupt",
+        "memory",
         "regret",
         "replay",
         "study",
