@@ -7,12 +7,14 @@ network that computes the same, pictures, and a report.
     python experiments/minimize.py --task sobel
     python experiments/minimize.py --task canny --data ~/photos --preset full
     python experiments/minimize.py --task pairs --inputs before/ --targets after/
+    python experiments/minimize.py --resume runs/sobel-20261127-130000
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +37,7 @@ from protocol import (
     refuse,
     set_up,
 )
+from runs import OWN, begun_with, digest_file, finished, plain, remember, working_in, writing
 
 
 # Configuration. jax and maskprune are imported below, inside functions, so that --help answers at once.
@@ -47,6 +50,10 @@ class Config:
     pictures: Annotated[Pictures, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Pictures)
     out: Path | None = None
     """Output folder. Default: runs/<task>-<time>."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with the options it was begun with."""
+    repeat: Path | None = None
+    """Do again what was done in this folder, with the same options, into --out."""
     preset: Preset = "quick"
     """quick: minutes. full: longer sessions. thesis: the source document's literal protocol (hours on a CPU)."""
     recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=Recipe)
@@ -100,6 +107,8 @@ class Config:
     """Mirror training crops at random; for filters that know no direction."""
     start_from: Path | None = None
     """A saved network.npz to minimize, in place of training one."""
+    save_every: float = 1.0
+    """Seconds of training that a crash may cost at most, beside the steps that are computed at once."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -129,6 +138,7 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
             config.minimize_layers and recipe.strategy in ("bisect", "beam", "grow"),
             f"--minimize-layers does not go with --strategy {recipe.strategy}, which knows masks only; use auto",
         ),
+        (not config.save_every >= 0, f"--save-every is {config.save_every}: use seconds, 0 or more"),
         (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
         (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
         (recipe.first_steps < 1 and not saved, "--first-steps 0 goes with --start-from only"),
@@ -166,18 +176,39 @@ def choosing(config: Config, setup: Setup, network: Any) -> Any:
 # The run
 
 
-def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, Any]]:
-    """Runs all searches. Returns what their `result.json` hold."""
+def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, interrupt: Any) -> list[dict[str, Any]]:
+    """Runs all searches, or goes on with them. Returns what their `result.json` hold."""
+    with in_a_sentence("minimize.py"):
+        dataset = load_data(config.pictures, show.counting("pictures"))
+        saved, model = start_model(config, recipe)
+        decided = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
+        data = dataset.checksum + digest_file(config.start_from)
+        memory = remember("minimize.py", given, out, decided=decided, data=data, say=show.say, interrupt=interrupt)
+    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
+    with memory:
+        setup = set_up(dataset, model, recipe, loss=config.loss, flips=config.flips, memory=memory)
+        found = searches(config, setup, saved, show)
+        show.end()
+        if not found:
+            show.say(f"Interrupted before anything was learned; --resume {out} goes on.")
+            raise SystemExit(interrupt.code or 130)
+        written, placed = [], True
+        for seed, each in found.items():
+            folder = out if config.replicas == 1 else out / f"seed-{seed}"
+            result, fine = writing(folder, functools.partial(write, config, setup, each, seed, show), show.say)
+            written, placed = [*written, result], placed and fine
+        if placed and not any(each.interrupted for each in found.values()):
+            memory.finish({"seeds": list(found)})
+    return written
+
+
+def searches(config: Config, setup: Setup, saved: Any, show: Any) -> dict[int, Any]:
+    """What every search found, by its seed; those that were interrupted too early are left out."""
     import jax
 
     import maskprune
 
-    with in_a_sentence("minimize.py"):
-        dataset = load_data(config.pictures, show.counting("pictures"))
-        saved, model = start_model(config, recipe)
-    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
-    setup = set_up(dataset, model, recipe, loss=config.loss, flips=config.flips)
-    task, optimizer = setup.task, setup.optimizer
+    task, recipe, memory = setup.task, setup.recipe, setup.memory
     train, latest = make_training(config, setup, show)
     strategy = STRATEGIES[recipe.strategy]
     most_steps = strategy.budget(recipe.steps) if config.max_steps is None else config.max_steps
@@ -188,10 +219,10 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
             jax.random.key(seed),
             functools.partial(setup.start, params=saved),
             train=train,
-            evaluate=task.evaluate,
+            evaluate=memory.recalling("evaluate", task.evaluate),
             trouble=task.trouble,
-            optimizer=optimizer,
-            selector=functools.partial(choosing, config, setup),
+            optimizer=setup.optimizer,
+            selector=lambda network: memory.recalling("select", choosing(config, setup, network)),
             batch=setup.task.sample if config.repair != "none" else setup.sample(recipe.selector),
             rules=make_rules(config, recipe),
             limits=maskprune.Limits(
@@ -199,25 +230,12 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
             ),
             plan=strategy.plan(maskprune.moves),
             remove=make_repair(config.repair, setup),
-            init=model.init,
+            init=setup.model.init,
             lengths=maskprune.Lengths(first_steps, recipe.steps, recipe.final_steps),
             show=show,
             latest=latest,
+            clock=memory.clock,
         )
-
-    def write(found: Any, seed: int, out: Path) -> dict[str, Any]:
-        result = {
-            "maskprune": maskprune.__version__,
-            "task": config.pictures.task,
-            "seed": seed,
-            "border": recipe.border,
-        }
-        result["config"] = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
-        result |= maskprune.summarize(found, model=model, task=task, dataset=dataset)
-        maskprune.write_outcome(out, found, result, model=model, dataset=dataset)
-        for written in maskprune.export_saved(out / "network.npz", out):
-            show.say(f"wrote {written.path.relative_to(out.parent) if config.replicas > 1 else written.path.name}")
-        return result
 
     seeds = range(config.seed, config.seed + config.replicas)
     if config.replicas == 1:
@@ -227,12 +245,26 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> list[dict[str, 
         every = maskprune.run_together(
             [functools.partial(search, seed=seed, show=tagged[seed]) for seed in seeds], train
         )
-    show.end()
-    learned = [(found, seed) for found, seed in zip(every, seeds, strict=True) if found is not None]
-    if not learned:
-        raise SystemExit("minimize.py: interrupted before anything was learned; nothing was written.")
-    folder = lambda seed: out if config.replicas == 1 else out / f"seed-{seed}"
-    return [write(found, seed, folder(seed)) for found, seed in learned]
+    return {seed: found for seed, found in zip(seeds, every, strict=True) if found is not None}
+
+
+def write(config: Config, setup: Setup, found: Any, seed: int, show: Any, out: Path) -> dict[str, Any]:
+    """Writes everything about one search into a folder. Returns what its `result.json` holds."""
+    import maskprune
+
+    decided = {name: value for name, value in plain(config).items() if name not in OWN}
+    result = {
+        "maskprune": maskprune.__version__,
+        "task": config.pictures.task,
+        "seed": seed,
+        "border": setup.recipe.border,
+        "config": {**decided, "recipe": plain(setup.recipe)},
+        **maskprune.summarize(found, model=setup.model, task=setup.task, dataset=setup.dataset),
+    }
+    maskprune.write_outcome(out, found, result, model=setup.model, dataset=setup.dataset)
+    for written in maskprune.export_saved(out / "network.npz", out):
+        show.say(f"wrote {written.path.relative_to(out.parent) if config.replicas > 1 else written.path.name}")
+    return result
 
 
 def make_training(config: Config, setup: Setup, show: Any) -> tuple[Any, Any]:
@@ -258,7 +290,7 @@ def make_training(config: Config, setup: Setup, show: Any) -> tuple[Any, Any]:
         looks += [maskprune.stagnation(improvement=config.stagnation, patience=5)] if config.stagnation else []
         return lambda state, losses: next(filter(None, [look(state, losses) for look in looks]), "")
 
-    session = maskprune.make_session(setup.step, setup.task.draw)
+    session = setup.memory.session(maskprune.make_session(setup.step, setup.task.draw))
     return maskprune.train_alone(session, setup.task.data, watch=watch), lambda: reached.get("state")
 
 
@@ -301,16 +333,21 @@ def headline(result: dict[str, Any], report: Path) -> str:
     )
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config, interrupt: Any = None) -> dict[str, Any]:
     """Runs one search, or as many as --replicas says. Returns what `result.json` holds, of the smallest network."""
-    config, recipe = resolve(config)
+    given = begun_with("minimize.py", config)
+    config, recipe = resolve(given)
+    import maskprune
     from maskprune.display import Display
 
+    interrupt = interrupt or maskprune.Interrupt()
     out = config.out or Path("runs") / f"{config.pictures.task}-{datetime.now():%Y%m%d-%H%M%S}"
-    with in_a_sentence("minimize.py"):
-        out.mkdir(parents=True, exist_ok=True)
-    with Display(quiet=config.quiet) as show:
-        results = run(config, recipe, out, show)
+    with Display(quiet=config.quiet) as show, working_in("minimize.py", out, resume=config.resume is not None):
+        if finished(out):
+            show.say(f"The run in {out} is finished: there is nothing to go on with.")
+            results = [json.loads(path.read_text()) for path in sorted(out.glob("**/result.json"))]
+        else:
+            results = run(config, given, recipe, out, show, interrupt)
         smallest = min(results, key=lambda result: (sum(result["masks_after"].values()), -result["final_score"]))
         for result in results if config.replicas > 1 else []:
             seed = f"seed-{result['seed']}"
@@ -319,9 +356,15 @@ def main(config: Config) -> dict[str, Any]:
             show.say(f"The smallest network is that of seed-{smallest['seed']}.")
         else:
             show.say(headline(smallest, out / "report.html"))
+        if smallest["interrupted"]:
+            show.say(f"--resume {out} goes on from here.")
     return smallest
 
 
 if __name__ == "__main__":
-    result = main(tyro.cli(Config, description=__doc__))
-    sys.exit(130 if result["interrupted"] else 0)
+    config = tyro.cli(Config, description=__doc__)
+    from maskprune import Interrupt
+
+    with Interrupt() as interrupt:
+        result = main(config, interrupt)
+    sys.exit(interrupt.code if result["interrupted"] else 0)

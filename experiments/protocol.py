@@ -259,6 +259,7 @@ class Setup:
     task: Any
     optimizer: Any
     recipe: Recipe
+    memory: Any = None  # what training is told again, where it was interrupted
 
     def fresh(self, network: Any) -> Any:
         import maskprune
@@ -288,14 +289,17 @@ class Setup:
     def population(self) -> Any:
         import maskprune
 
-        return maskprune.make_population(self.step, self.task.draw)
+        made = maskprune.make_population(self.step, self.task.draw)
+        return made if self.memory is None else self.memory.population(made)
 
     def sample(self, selector: str) -> Any:
         """The training crops a selector wants to see, or None."""
         return None if selector.startswith(BLIND) else self.task.sample
 
 
-def set_up(dataset: Any, model: Any, recipe: Recipe, *, loss: str = "auto", flips: bool = False) -> Setup:
+def set_up(
+    dataset: Any, model: Any, recipe: Recipe, *, loss: str = "auto", flips: bool = False, memory: Any = None
+) -> Setup:
     """Joins a model and pictures by a filled-in recipe."""
     import maskprune
 
@@ -309,7 +313,7 @@ def set_up(dataset: Any, model: Any, recipe: Recipe, *, loss: str = "auto", flip
         ceiling=recipe.ceiling,
         flips=flips,
     )
-    return Setup(model, dataset, task, make_optimizer(recipe), recipe)
+    return Setup(model, dataset, task, make_optimizer(recipe), recipe, memory)
 
 
 def make_repair(name: str, setup: Setup) -> Any:

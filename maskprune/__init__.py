@@ -61,9 +61,11 @@ from maskprune.hold import level as level
 from maskprune.hold import plateau as plateau
 from maskprune.hold import restarts as restarts
 from maskprune.hold import scale_by_progress as scale_by_progress
+from maskprune.interrupt import Interrupt as Interrupt
 from maskprune.ledger import Ledger as Ledger
 from maskprune.levenberg import levenberg as levenberg
 from maskprune.levenberg import make_levenberg_step as make_levenberg_step
+from maskprune.memory import Memory as Memory
 from maskprune.minimize import minimize as minimize
 from maskprune.network import Network as Network
 from maskprune.network import choose as choose

@@ -1,14 +1,17 @@
-"""Running and exporting networks from the command line.
+"""Running and exporting networks, and repeating runs, from the command line.
 
 python -m maskprune apply network.npz photo.jpg edges.png
 python -m maskprune apply network.npz photos/ more.png results/
 python -m maskprune export network.npz folder/ --formats onnx stablehlo
+python -m maskprune replay runs/sobel-20261127-130000
 """
 
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +46,16 @@ class Export:
     """Where to write network.stablehlo and so on."""
     formats: tuple[Format, ...] | None = None
     """Default: all whose packages are installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Do a finished run again, from the options that its folder holds, and compare everything but times."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    program: Path | None = None
+    """The experiment that made it, should it have moved."""
 
 
 def apply(config: Apply) -> list[Path]:
@@ -165,14 +178,41 @@ def _write_picture(path: Path, values: Any) -> None:
         raise ValueError(f"`{path}` cannot be written as a picture: use an ending such as .png. ({error})") from error
 
 
+def replay(config: Replay) -> str:
+    """Runs the program of a run again, in a process of its own. Returns what was compared.
+
+    Raises:
+        ValueError: The run is not finished, its program is not where it was, or the two runs differ: in what.
+    """
+    from maskprune import repeat
+    from maskprune.ledger import Ledger
+
+    count = repeat.count_answers(config.folder)
+    program = config.program or Path(Ledger.read(config.folder / repeat.MEMORY / repeat.ANSWERS).about["script"])
+    if not program.is_file():
+        raise ValueError(f"`{program}`, which made the run, is not there: name the program by --program.")
+    with tempfile.TemporaryDirectory() as again:
+        command = [sys.executable, program, "--repeat", config.folder, "--out", again]
+        if code := subprocess.run(command, check=False).returncode:
+            raise ValueError(f"The run could not be repeated: {program} ended with {code}.")
+        if found := repeat.differences(config.folder, again):
+            raise ValueError("The runs differ: " + "; ".join(found[:5]) + ("; and so on." if found[5:] else "."))
+    return f"The same: {count} answers, the network, the history and the result."
+
+
 def main(arguments: list[str] | None = None) -> None:
-    config = tyro.cli(Apply | Export, prog="python -m maskprune", description=__doc__, args=arguments)  # type: ignore[arg-type]
+    kinds = Apply | Export | Replay
+    config = tyro.cli(kinds, prog="python -m maskprune", description=__doc__, args=arguments)  # type: ignore[arg-type]
     try:
-        written = apply(config) if isinstance(config, Apply) else export(config)
+        if isinstance(config, Apply):
+            written = apply(config)
+            print(f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else written[0])
+        elif isinstance(config, Export):
+            export(config)
+        else:
+            print(replay(config))
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise SystemExit(f"maskprune: {error}") from error
-    if isinstance(config, Apply):
-        print(f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else written[0])
 
 
 if __name__ == "__main__":

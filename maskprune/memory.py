@@ -14,6 +14,7 @@ goes on. Knows no pictures, no framework, and nothing of how a search goes.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,6 +70,7 @@ class Memory:
         self._known = {row["asked"]: row for row in ledger.rows if "asked" in row}
         self._writer = ThreadPoolExecutor(1, "memory")
         self._waiting: list[Future[None]] = []
+        self._turn = threading.Lock()  # searches that run at once share one memory
         self._saving: Future[None] | None = None
         self._saved_at = self._live_since = time.perf_counter()
         self._spent = 0.0
@@ -128,8 +130,9 @@ class Memory:
 
     def flush(self) -> None:
         """Waits until everything is on the disk, or was told to have failed."""
-        while self._waiting:
-            self._waiting.pop().result()
+        with self._turn:
+            while self._waiting:
+                self._waiting.pop().result()
 
     def finish(self, about: Mapping[str, Any]) -> None:
         """Ends the run. The states of its sessions are removed; the digests of all answers stay, for comparing runs."""
@@ -279,7 +282,7 @@ class Memory:
         def write() -> None:
             found = dict(row)
             if place is not None:
-                found["ended"] = digest("ended", place)
+                found["ended"] = digest("ended", (place.state, place.report.losses))  # no times
                 _save(self.folder / STATES / asked, place)
             self._ledger.add([found])
             for each in (self.folder / REACHED).glob(f"{asked}-*") if place is not None else ():
@@ -310,11 +313,12 @@ class Memory:
             except Exception as error:  # a disk has many ways to fail, and orbax more names for them
                 self._fail(error)
 
-        self._waiting = [each for each in self._waiting if not each.done()]
-        if len(self._waiting) >= PENDING:
-            self._waiting.pop(0).result()
-        self._waiting.append(self._writer.submit(guarded))
-        return self._waiting[-1]
+        with self._turn:
+            self._waiting = [each for each in self._waiting if not each.done()]
+            if len(self._waiting) >= PENDING:
+                self._waiting.pop(0).result()
+            self._waiting.append(self._writer.submit(guarded))
+            return self._waiting[-1]
 
     def _fail(self, error: Exception) -> None:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

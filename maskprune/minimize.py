@@ -47,6 +47,7 @@ def minimize(
     plan: Plan = moves.one_by_one,
     remove: Remove | None = None,
     init: Callable[[jax.Array], Params] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Round]:
     """Minimizes the size of a trained network, mask by mask.
 
@@ -71,6 +72,7 @@ def minimize(
         remove: `remove(network, chosen, batch) -> Network` switches masks off, from `maskprune.repair`; by default
             `disable`, which repairs nothing.
         init: `init(key) -> params` draws masks that a plan brings back; by default they come back as they were.
+        clock: Seconds from any beginning on, for `limits.seconds` and `Round.seconds`; see `Memory.clock`.
 
     Yields:
         A `Round` for the network as given, then one after another. The last one says why the search ended.
@@ -84,11 +86,11 @@ def minimize(
     take = (lambda network, chosen: remove(network, chosen, batch)) if remove else disable
     keyed = lambda purpose, number: jax.random.fold_in(jax.random.fold_in(key, purpose), number)
     scores = lambda number, network: rank(selector(keyed(0, number), network, batch), network)
-    search = _Search(state, rules, limits or Limits(), plan=plan, scores=scores)
+    search = _Search(state, rules, limits or Limits(), plan=plan, scores=scores, clock=clock)
     early = None if rules.early is None else Early(rules.early)
     yield search.begin(dict(evaluate(state)))
     while not search.stop:
-        began, number, proposal = time.perf_counter(), search.number + 1, search.proposal
+        began, number, proposal = clock(), search.number + 1, search.proposal
         put = partial(apply_move, keyed(2, number), remove=take, init=init)
         bases = [move.base or search.state for move in proposal.moves]
         fresh = [
@@ -148,9 +150,10 @@ class _Search:
         *,
         plan: Plan,
         scores: Callable[[int, Network], Sequence[tuple[str, int]]],
+        clock: Callable[[], float],
     ) -> None:
-        self.rules, self.limits = rules, limits
-        self.number, self.steps, self.began = 0, 0, time.perf_counter()
+        self.rules, self.limits, self.clock = rules, limits, clock
+        self.number, self.steps, self.began = 0, 0, clock()
         self.reference_state, self.reference_score = state, math.nan
         self._view = View(state, rules, scores=lambda network: scores(self.number + 1, network))
         self._plan = plan(self._view)
@@ -200,7 +203,7 @@ class _Search:
             state=self.state,
             judged=winner.state.network,
             steps=steps,
-            seconds=time.perf_counter() - began,
+            seconds=self.clock() - began,
             left=self.proposal.left,
             stop=self.stop,
             rivals=tuple(rivals),
@@ -235,7 +238,7 @@ class _Search:
         return "" if most is None or enabled > most else f"the target of {most} masks is reached"
 
     def _limit(self) -> str:
-        limits, spent = self.limits, time.perf_counter() - self.began
+        limits, spent = self.limits, self.clock() - self.began
         if limits.rounds is not None and self.number >= limits.rounds:
             return f"the limit of {limits.rounds} rounds is reached"
         if limits.steps is not None and self.steps >= limits.steps:

@@ -64,6 +64,7 @@ def search(
     remove: Remove | None = None,
     init: Callable[[jax.Array], Params] | None = None,
     latest: Callable[[], TrainState | None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome | None:
     """Trains a network, minimizes it, and trains what was found once more.
 
@@ -85,11 +86,12 @@ def search(
         remove: How masks are switched off, see `minimize`.
         init: Draws masks that a plan brings back, see `minimize`.
         latest: The state that training has reached in mid-session, for the case of an interruption.
+        clock: Seconds from any beginning on, see `minimize`.
 
     Returns:
         What was found; with `interrupted` set if somebody stopped it. None if that was before anything was learned.
     """
-    began, books = time.perf_counter(), _Books()
+    began, books = clock(), _Books()
     first_key, search_key, last_key = split_key(key, 3)
     train = books.counting(train)
     one = partial(_one, train)
@@ -119,6 +121,7 @@ def search(
             plan=plan,
             remove=remove,
             init=init,
+            clock=clock,
         )
         for each in rounds:
             row = record.history_row(each, size=size, spent=books.steps - each.steps)
@@ -135,7 +138,7 @@ def search(
         if books.state is None:
             return None
         show.say("Interrupted: writing what is known so far.")
-    return books.outcome(time.perf_counter() - began)
+    return books.outcome(clock() - began)
 
 
 def _one(train: TrainMany, key: jax.Array, state: TrainState, *, steps: int, share: float = 1.0) -> Any:

@@ -68,6 +68,7 @@ FLOORS = {
         "ledger",
         "interrupt",
         "memory",
+        "repeat",
         "regret",
         "replay",
         "study",

@@ -1,0 +1,170 @@
+"""The folder of a run: one program at a time works in it, a run is begun in it once, and gone on with.
+
+What a run was begun with and what it was told lie in its `memory`. jax and maskprune are imported inside functions, so
+that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import tempfile
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol import in_a_sentence, refuse
+
+
+MEMORY = "memory"
+OWN = ("out", "quiet", "save_every", "resume", "repeat")  # options that decide nothing about the result
+
+
+def begun_with(program: str, config: Any) -> Any:
+    """The configuration that is meant: with `--resume` or `--repeat` the one that the run there was begun with."""
+    folder = config.resume or config.repeat
+    if folder is None:
+        return config
+    option, blank = "--resume" if config.resume else "--repeat", type(config)()
+    names = [field.name for field in dataclasses.fields(config)]
+    given = {name for name in names if getattr(config, name) != getattr(blank, name)}
+    others = sorted(given - {*OWN[1:]} - (set() if config.resume else {"out"}))
+    words = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+    problems = [
+        (config.resume and config.repeat, "--resume and --repeat do not go together"),
+        (others, f"{option} takes its options from the folder: leave {words} away"),
+        (not (folder / MEMORY).is_dir(), f"{option} is {folder}, which holds no run of this program"),
+    ]
+    refuse(program, problems)
+    with in_a_sentence(program):
+        about = _about(folder)
+        if about.get("program") != program:
+            raise ValueError(f"{option} is {folder}, which holds a run of {about.get('program')}")
+    out = config.resume or config.out
+    return dataclasses.replace(
+        restored(type(config), about["given"]), out=out, **{name: getattr(config, name) for name in OWN[1:]}
+    )
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run was carried through there and written out."""
+    from maskprune import memory
+
+    path = folder / MEMORY / memory.ANSWERS
+    return path.exists() and any(row.get("finished") for row in memory.Ledger.read(path).rows)
+
+
+@contextlib.contextmanager
+def working_in(program: str, folder: Path, *, resume: bool) -> Iterator[None]:
+    """Makes the folder and keeps others out of it; refuses one that holds a run, unless that is gone on with."""
+    from maskprune import files
+
+    with contextlib.ExitStack() as stack:
+        with in_a_sentence(program):
+            stack.enter_context(files.claim(folder / MEMORY))
+            if not resume and any(path.suffix == ".jsonl" for path in (folder / MEMORY).iterdir()):
+                raise ValueError(
+                    f"--out is {folder}, which holds a run: --resume {folder} goes on with it, or use another"
+                )
+            files.drop_drafts(folder)
+        yield
+
+
+def remember(
+    program: str,
+    config: Any,
+    folder: Path,
+    *,
+    decided: Mapping[str, Any],
+    data: str,
+    say: Callable[[str], None],
+    interrupt: Any,
+) -> Any:
+    """Opens the memory of a run.
+
+    Args:
+        program: The program's file name.
+        config: Its configuration as it was given.
+        folder: Of the run.
+        decided: The configuration with everything filled in: what must not have changed.
+        data: A digest of all that is trained on, judged by and started from.
+        say: Is told what goes wrong.
+        interrupt: Is asked whether to stop.
+    """
+    import maskprune
+
+    about = {
+        "program": program,
+        "script": str(Path(__file__).with_name(program)),
+        "given": plain(config),
+        "config": {name: value for name, value in plain(decided).items() if name not in OWN},
+        "data": data,
+        "facts": facts(),
+    }
+    memory = maskprune.Memory.open(
+        folder / MEMORY, about, say=say, every=config.save_every, asked_to_stop=lambda: interrupt.asked
+    )
+    then, now = memory.about["facts"], about["facts"]
+    if changed := [f"{name} was {then.get(name)} and is {now[name]}" for name in now if then.get(name) != now[name]]:
+        say(f"{'; '.join(changed)}: the result may not be that of an uninterrupted run to the last bit.")
+    return memory
+
+
+def facts() -> dict[str, str]:
+    """What decides the last bits of a result, beside its configuration."""
+    import maskprune
+
+    versions = ", ".join(f"{name} {version}" for name, version in maskprune.record.versions().items())
+    return {"versions": versions, "device": maskprune.record.device(), "convolution": maskprune.conv.describe_way()}
+
+
+def writing(folder: Path, write: Callable[[Path], Any], say: Callable[[str], None]) -> tuple[Any, bool]:
+    """Writes what was found into a folder; where that fails, into one for temporary files.
+
+    Returns:
+        What `write(folder)` returned, and whether it is where it should be.
+    """
+    try:
+        return write(folder), True
+    except OSError as error:
+        other = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+        say(f"{folder} cannot be written to: {error}. The result goes to {other}; with space again, --resume {folder}.")
+    with in_a_sentence(folder.name):
+        return write(other), False
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON can hold it; paths are absolute, so that it means the same from everywhere."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def restored(kind: Any, values: Mapping[str, Any]) -> Any:
+    """The inverse of `plain`, for a configuration of this kind."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{field.name: _restored(hints[field.name], values[field.name]) for field in dataclasses.fields(kind)})
+
+
+def _restored(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return restored(hint, value)
+    if Path in typing.get_args(hint) and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    from maskprune import memory
+
+    return memory.Ledger.read(folder / MEMORY / memory.ANSWERS).about
+
+
+def digest_file(path: Path | None) -> str:
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
