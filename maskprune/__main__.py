@@ -52,6 +52,7 @@ def apply(config: Apply) -> list[Path]:
         ValueError: There is nothing to do, the network is none, or it does not turn one grey picture into another.
         FileNotFoundError: A path does not exist.
     """
+    from maskprune._wording import printable
     from maskprune.data.pictures import Skipped, read_picture
 
     jobs = _jobs(config.paths)
@@ -62,7 +63,7 @@ def apply(config: Apply) -> list[Path]:
             picture = read_picture(source)
         except Skipped as error:
             skipped[error.reason] += 1
-            print(f"{source}: skipped, {error.reason}", file=sys.stderr)
+            print(printable(f"{source}: skipped, {error.reason}"), file=sys.stderr)
             continue
         _write_picture(target, _run(network, picture, source))
         written.append(target)
@@ -166,13 +167,15 @@ def _write_picture(path: Path, values: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from maskprune._wording import printable
+
     config = tyro.cli(Apply | Export, prog="python -m maskprune", description=__doc__, args=arguments)  # type: ignore[arg-type]
     try:
         written = apply(config) if isinstance(config, Apply) else export(config)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"maskprune: {error}") from error
+        raise SystemExit(printable(f"maskprune: {error}")) from error
     if isinstance(config, Apply):
-        print(f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else written[0])
+        print(printable(f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else str(written[0])))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from maskprune.data.opening import MAX_BYTES
+
 
 # Raise it when the meaning of an entry changes.
 FORMAT = 1
@@ -34,15 +36,18 @@ def user_folder() -> Path | None:
 
 
 def digest_content(content: Path | np.ndarray | None) -> str:
-    """A digest of a file's bytes or of an array's type, shape and values; a word for what cannot be read."""
+    """A digest of a file's bytes or of an array's type, shape and values; a word for what will not be read."""
     if content is None:
         return "none"
     if isinstance(content, np.ndarray):
         head = f"{content.dtype}{content.shape}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(content).tobytes()).hexdigest()
     try:
-        if not stat.S_ISREG(os.stat(content).st_mode):  # opening a pipe would wait for ever
+        status = os.stat(content)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             return "not a file"
+        if status.st_size > MAX_BYTES:  # such as a hole of a terabyte
+            return "too large"
         with open(content, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:

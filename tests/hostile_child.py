@@ -1,0 +1,33 @@
+"""Reads the pictures whose names come as JSON lines, each under limits, and tells what became of it at what cost."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from maskprune.data.pictures import Skipped, read_picture
+
+
+def memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    Image.init()
+    resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize:") + (1 << 30),) * 2)  # a gigabyte more, then it fails
+    for line in sys.stdin:
+        path = os.path.join(sys.argv[1], json.loads(line))
+        Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+        before, wall, cpu = memory("VmRSS:"), time.perf_counter(), time.process_time()
+        try:
+            read_picture(path)
+            found = "kept"
+        except Skipped as skipped:
+            found = skipped.reason
+        took = time.perf_counter() - wall, time.process_time() - cpu, memory("VmHWM:") - before
+        print(json.dumps([found, *took]), flush=True)
