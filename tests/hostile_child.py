@@ -1,4 +1,4 @@
-"""Reads the pictures whose names come as JSON lines, each under limits, and tells what became of it at what cost."""
+"""Reads the files whose names come as JSON lines, each under limits, and tells what became of it and what it took."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from maskprune.data.pictures import Skipped, read_picture
+from maskprune.data.sources import open_source
 
 
 def memory(name: str) -> int:
@@ -17,17 +18,26 @@ def memory(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
+def reader(kind: str):
+    if kind == "network":
+        from maskprune import models
+
+        return models.load
+    return {"picture": read_picture, "source": open_source}[kind]
+
+
 if __name__ == "__main__":
     Image.init()
+    read = reader(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize:") + (1 << 30),) * 2)  # a gigabyte more, then it fails
     for line in sys.stdin:
-        path = os.path.join(sys.argv[1], json.loads(line))
+        path = os.path.join(sys.argv[2], json.loads(line))
         Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
         before, wall, cpu = memory("VmRSS:"), time.perf_counter(), time.process_time()
         try:
-            read_picture(path)
+            read(path)
             found = "kept"
-        except Skipped as skipped:
-            found = skipped.reason
+        except (Skipped, ValueError) as refused:
+            found = str(refused)
         took = time.perf_counter() - wall, time.process_time() - cpu, memory("VmHWM:") - before
         print(json.dumps([found, *took]), flush=True)

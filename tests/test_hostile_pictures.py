@@ -7,11 +7,11 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from hostile_limits import check_limits, decide, linux
 from hostile_pictures import EITHER, HIDDEN, KEPT, NAMES, largest, make_corpus, named, write
 
 import maskprune as mp
@@ -22,14 +22,6 @@ from maskprune.data import Skipped, find_pictures, make_dataset, read_picture, s
 
 SIZE = 32
 ROOT = Path(__file__).parents[1]
-linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured by Linux's /proc")
-
-
-class Found(NamedTuple):
-    what: str
-    wall: float
-    cpu: float
-    memory: int
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +30,11 @@ def corpus(tmp_path_factory):
     return folder, make_corpus(folder)
 
 
-def decide(folder, cases) -> dict[bytes, Found]:
-    """What becomes of every file, in a process of its own; 290 seconds are a hang."""
-    names = "\n".join(json.dumps(os.fsdecode(case.name)) for case in cases)
-    command = [sys.executable, ROOT / "tests" / "hostile_child.py", folder]
-    child = subprocess.run(command, input=names, capture_output=True, text=True, timeout=290, check=True)
-    lines = child.stdout.splitlines()
-    return {case.name: Found(*json.loads(line)) for case, line in zip(cases, lines, strict=True)}
-
-
-def check_limits(found: dict[bytes, Found]) -> None:
-    for name, one in found.items():
-        # Processor time: the machine has other work. A wait without work, as for a pipe, is seen by the wall's.
-        assert one.cpu < 2 and one.wall < 10 and one.memory < 1 << 30, f"{name}: {one}"
-
-
 @linux
 def test_every_file_is_decided_soon_and_as_expected(corpus):
     folder, cases = corpus
     assert len(cases) >= 300 and len({case.name for case in cases}) == len(cases)
-    found = decide(folder, cases)
+    found = decide("picture", folder, [case.name for case in cases])
     bad = [case for case in cases if case.expected not in (found[case.name].what, EITHER, HIDDEN)]
     assert [(case.name, case.expected, found[case.name].what) for case in bad] == []
     check_limits(found)
@@ -67,7 +44,7 @@ def test_every_file_is_decided_soon_and_as_expected(corpus):
 @pytest.mark.slow
 def test_the_largest_that_are_allowed(tmp_path, rng):
     cases = write(tmp_path, largest(rng))
-    found = decide(tmp_path, cases)
+    found = decide("picture", tmp_path, [case.name for case in cases])
     assert {one.what for one in found.values()} == {KEPT}
     check_limits(found)
 

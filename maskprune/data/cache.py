@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskprune.archives import read_npz
 from maskprune.data.opening import MAX_BYTES
 
 
@@ -63,9 +64,7 @@ def make_key(*parts: object) -> str:
 def load(folder: Path, key: str) -> tuple[dict[str, np.ndarray], dict] | None:
     """The arrays and the dictionary stored under `key`, or None where there is no sound entry."""
     try:
-        # Opened here, since numpy leaves a file open that turns out to be no archive.
-        with open(folder / f"{key}.npz", "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(folder / f"{key}.npz")
         meta = json.loads(arrays.pop("meta").tobytes())
     except Exception:  # absent, cut short, overwritten, not permitted: computing again is the answer to all
         return None
