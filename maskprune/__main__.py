@@ -65,6 +65,7 @@ def apply(config: Apply) -> list[Path]:
         ValueError: There is nothing to do, the network is none, or it does not turn one grey picture into another.
         FileNotFoundError: A path does not exist.
     """
+    from maskprune._wording import printable
     from maskprune.data.pictures import Skipped, read_picture
 
     jobs = _jobs(config.paths)
@@ -75,7 +76,7 @@ def apply(config: Apply) -> list[Path]:
             picture = read_picture(source)
         except Skipped as error:
             skipped[error.reason] += 1
-            print(f"{source}: skipped, {error.reason}", file=sys.stderr)
+            print(printable(f"{source}: skipped, {error.reason}"), file=sys.stderr)
             continue
         _write_picture(target, _run(network, picture, source))
         written.append(target)
@@ -201,18 +202,27 @@ def replay(config: Replay) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from maskprune._wording import printable
+
     kinds = Apply | Export | Replay
     config = tyro.cli(kinds, prog="python -m maskprune", description=__doc__, args=arguments)  # type: ignore[arg-type]
     try:
-        if isinstance(config, Apply):
-            written = apply(config)
-            print(f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else written[0])
-        elif isinstance(config, Export):
-            export(config)
-        else:
-            print(replay(config))
+        said = _said(config)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(f"maskprune: {error}") from error
+        raise SystemExit(printable(f"maskprune: {error}")) from error
+    if said:
+        print(printable(said))
+
+
+def _said(config: Apply | Export | Replay) -> str:
+    """Does what is asked, and says what came of it."""
+    if isinstance(config, Replay):
+        return replay(config)
+    if isinstance(config, Export):
+        export(config)
+        return ""
+    written = apply(config)
+    return f"{len(written)} written, the last {written[-1]}" if len(written) > 1 else str(written[0])
 
 
 if __name__ == "__main__":

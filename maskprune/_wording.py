@@ -6,6 +6,7 @@ is the template's) nor how a number came about, and imports nothing from maskpru
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,15 @@ class Layer(NamedTuple):
 
     name: str
     blocks: Sequence[Block]
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: control characters, and bytes that are no text, as ``\\x1b``.
+
+    Names of files can hold any of them. Line breaks and spaces stay.
+    """
+    shown = lambda letter: letter.isprintable() or letter == "\n" or unicodedata.category(letter) == "Zs"
+    return "".join(letter if shown(letter) else ascii(letter)[1:-1] for letter in text)
 
 
 def number(value: Any, digits: int = 3) -> str:

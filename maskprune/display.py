@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from maskprune._wording import printable
 from maskprune.rounds import Round
 from maskprune.session import Watch
 from maskprune.train import TrainState
@@ -52,7 +53,8 @@ class Display:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text))
+        """Prints lines as they are: no part of a name is taken for a command to the terminal."""
+        self.console.print(escape(printable(text)))
 
     def start(self, label: str, total: int) -> None:
         """Begins a bar; the one before goes."""

@@ -123,7 +123,7 @@ class Plan:
                 raise ValueError(f"it has the format {found['format']!r}, not {FORMAT!r}")
             dropped = tuple(Dropped(**{**each, "shape": tuple(each["shape"])}) for each in found["dropped"])
             return cls(tuple(_read_cut(each) for each in found["cuts"]), bool(found["inexact"]), dropped)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"This text is no plan: {error}.") from error
 
     def __str__(self) -> str:

@@ -119,6 +119,7 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read),
         autoescape=True,
+        finalize=lambda value: wording.printable(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -16,7 +16,19 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "statistics", "checkpoint"},
+    1: {
+        "alive",
+        "groups",
+        "conv",
+        "losses",
+        "metrics",
+        "quality",
+        "data",
+        "files",
+        "archives",
+        "statistics",
+        "checkpoint",
+    },
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
@@ -80,7 +92,7 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "statistics"}
+KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "archives", "statistics"}
 KNOWS_NO_LIBRARY = {
     "alive",
     "subsets",
@@ -115,6 +127,8 @@ LIBRARY_ROOMS = {
     "matplotlib": {"report", "visualize", "_canvas", "_charts", "plots"},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PICKLING = ("np.load", "numpy.load", "read_array", "torch.load")  # they pickle, or did, unless told not to
+RUNNING = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen"}
 LONGEST_FILE = 400
 LONGEST_EXPERIMENT = 450  # it holds its own command line, with a line of help for every option
 
@@ -175,6 +189,11 @@ def unsafe_uses(source: str) -> list[str]:
             wrong.append(f"line {node.lineno} uses {node.attr}")
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             wrong.append(f"line {node.lineno} allows pickle")
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)).endswith(PICKLING):
+            words = {keyword.arg for keyword in node.keywords}
+            wrong += [] if words & {"allow_pickle", "weights_only"} else [f"line {node.lineno} leaves {name} free"]
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in RUNNING:
+            wrong.append(f"line {node.lineno} uses {ast.unparse(node)}")
     return wrong
 
 
@@ -226,6 +245,11 @@ def test_a_right_arrow_passes(room, source):
         "import builtins\nbuiltins.eval('1')",
         "np.load(path, allow_pickle=True)",
         "np.load(path, allow_pickle=trusted)",
+        "numpy.load(path)",
+        "np.lib.format.read_array(file)",
+        "torch.load(path)",
+        "yaml.load(text)",
+        "import os\nos.system('ls')",
     ],
 )
 def test_an_unsafe_use_is_seen(source):

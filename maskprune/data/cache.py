@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from maskprune.archives import read_npz
+from maskprune.data.opening import MAX_BYTES
+
 
 # Raise it when the meaning of an entry changes.
 FORMAT = 1
@@ -34,15 +37,18 @@ def user_folder() -> Path | None:
 
 
 def digest_content(content: Path | np.ndarray | None) -> str:
-    """A digest of a file's bytes or of an array's type, shape and values; a word for what cannot be read."""
+    """A digest of a file's bytes or of an array's type, shape and values; a word for what will not be read."""
     if content is None:
         return "none"
     if isinstance(content, np.ndarray):
         head = f"{content.dtype}{content.shape}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(content).tobytes()).hexdigest()
     try:
-        if not stat.S_ISREG(os.stat(content).st_mode):  # opening a pipe would wait for ever
+        status = os.stat(content)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             return "not a file"
+        if status.st_size > MAX_BYTES:  # such as a hole of a terabyte
+            return "too large"
         with open(content, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
@@ -58,9 +64,7 @@ def make_key(*parts: object) -> str:
 def load(folder: Path, key: str) -> tuple[dict[str, np.ndarray], dict] | None:
     """The arrays and the dictionary stored under `key`, or None where there is no sound entry."""
     try:
-        # Opened here, since numpy leaves a file open that turns out to be no archive.
-        with open(folder / f"{key}.npz", "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(folder / f"{key}.npz")
         meta = json.loads(arrays.pop("meta").tobytes())
     except Exception:  # absent, cut short, overwritten, not permitted: computing again is the answer to all
         return None

@@ -6,7 +6,6 @@ download, a text file with the wrong suffix. This file decides once what becomes
 """
 
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from maskprune.data.opening import FORMATS, MAX_PIXELS, Opened, check_header, in_turn
+from maskprune.data.opening import Skipped as Skipped
+
 
 JPEGS, TIFFS = (".jpg", ".jpeg", ".jpe", ".jfif"), (".tif", ".tiff")
 NETPBM = (".pbm", ".pgm", ".ppm", ".pnm", ".pfm")
 SUFFIXES = frozenset((*JPEGS, *TIFFS, *NETPBM, ".png", ".apng", ".bmp", ".dib", ".gif", ".webp"))
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP")
-MAX_PIXELS = 64_000_000
+STRIP = 1 << 22  # pixels that are turned to grey at once
 BUNDLED = (
     "astronaut",
     "camera",
@@ -33,18 +34,6 @@ BUNDLED = (
     "grass",
     "gravel",
 )
-
-
-class Skipped(Exception):
-    """A file that cannot serve as a picture.
-
-    Attributes:
-        reason: a short, stable text to count by, such as "unreadable".
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 def picture_folders(root: Path) -> list[Path]:
@@ -114,7 +103,10 @@ def read_picture(path: Path | str, *, max_pixels: int = MAX_PIXELS, deep: bool =
     | transparency | laid on white, as on paper (16-bit grey: ignored) |
     | EXIF orientation | applied; damaged EXIF data is ignored |
     | several frames | skipped: "animated"; a TIFF: "several pages"; a JPEG with previews (MPO): the first is taken |
-    | more than `max_pixels` | skipped: "too large", from the header, before anything is decoded |
+    | more than `max_pixels`, or 400 MB | skipped: "too large", from the header, before anything is decoded |
+    | more than half a million pixels in a BMP with run lengths, a PPM in text or of odd depth | likewise |
+    | more than 32 million in a WebP | likewise |
+    | hundreds of scans of a JPEG, a million chunks, blocks or comments | skipped: "too many parts" |
     | no bytes | skipped: "empty file" |
     | a pipe, device or folder | skipped: "not a file", without opening it |
     | damaged, cut short, another format, not permitted, gone | skipped: "unreadable" |
@@ -147,36 +139,18 @@ def quiet_pillow() -> Iterator[None]:
 
 def decode_picture(path: Path | str, *, max_pixels: int = MAX_PIXELS, deep: bool = False) -> np.ndarray:
     """`read_picture` without touching the warning filters, which threads share: the caller does it once for all."""
-    _check_file(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_header(image, max_pixels)
-            _load_upright(image)
-            return _grey(image, deep)
+        with Opened(path) as file, Image.open(file, formats=FORMATS) as image:
+            check_header(image, file, max_pixels)
+            with in_turn(image.width * image.height):
+                _load_upright(image)
+                return _grey(image, deep)
     except Skipped:
         raise
     except Image.DecompressionBombError as error:
         raise Skipped("too large") from error
     except Exception as error:  # damaged files make decoders raise nearly every built-in exception
         raise Skipped("unreadable") from error
-
-
-def _check_file(path: Path | str) -> None:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise Skipped("unreadable") from error
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise Skipped("not a file")
-    if status.st_size == 0:
-        raise Skipped("empty file")
-
-
-def _check_header(image: Image.Image, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
-        raise Skipped("too large")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise Skipped("several pages" if image.format == "TIFF" else "animated")
 
 
 def _load_upright(image: Image.Image) -> None:
@@ -188,6 +162,18 @@ def _load_upright(image: Image.Image) -> None:
 
 
 def _grey(image: Image.Image, deep: bool) -> np.ndarray:
+    """Strip by strip: a large picture is held once, and not five times in the types on the way."""
+    rows = max(1, STRIP // image.width)
+    strips = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    first = _grey_strip(image.crop(strips[0]), deep)
+    grey = np.empty((image.height, image.width), first.dtype)
+    grey[: len(first)] = first
+    for strip in strips[1:]:
+        grey[strip[1] : strip[3]] = _grey_strip(image.crop(strip), deep)
+    return grey
+
+
+def _grey_strip(image: Image.Image, deep: bool) -> np.ndarray:
     if image.mode.startswith("I"):
         return _from_integers(np.asarray(image), deep)
     if image.mode == "F":

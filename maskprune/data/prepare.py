@@ -7,24 +7,19 @@ script a second time. It must know nothing of splits, caches or where the items 
 """
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from maskprune.data.cache import digest_content
 from maskprune.data.crops import cut, encode, tile_corners
-from maskprune.data.pictures import Skipped, decode_picture, quiet_pillow
+from maskprune.data.opening import Skipped, in_turn
+from maskprune.data.pictures import decode_picture, quiet_pillow
 from maskprune.data.sources import Item
 from maskprune.data.targets import Target
 
-
-# A picture above this many pixels needs some gigabyte for its target: such pictures take turns.
-LARGE = 16_000_000
-_large_pictures = threading.Lock()
 
 Progress = Callable[[int, int], None]
 A = TypeVar("A")
@@ -56,7 +51,7 @@ def prepare(item: Item, target: Target | None, *, size: int, tiles: int) -> Crop
     corners = tile_corners(*picture.shape, size=size, tiles=tiles)
     if not corners:
         raise Skipped(f"smaller than {size}")
-    with _large_pictures if picture.size > LARGE else nullcontext():
+    with in_turn(picture.size):
         wanted = _ready(item, picture) if item.target is not None else _computed(item, target, picture)
         return Crops(cut(picture, corners, size), cut(wanted, corners, size), digest_content(picture))
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from maskprune.archives import read_npz
 from maskprune.data.pictures import bundled_pictures, find_pictures, picture_folders, to_grey
 
 
@@ -133,10 +134,8 @@ def _npz(path: Path) -> Source:
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here, since numpy leaves a file open that turns out to be no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, header and pickle errors alike
+        return read_npz(path)
+    except ValueError as error:
         raise ValueError(f"source={str(path)!r} is not a usable .npz file: {error}") from error
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.export.seals import digest_arrays
 from maskprune.files import replace_file
 from maskprune.groups import leaf_path, leaves_by_path
 from maskprune.plan import Plan
@@ -39,8 +40,9 @@ def save_safetensors(path: Path, params: Any, model_state: Any = None, plan: Pla
     """Writes one `.safetensors` file: names such as `params/conv1/kernel`, the plan as JSON in its metadata."""
     from safetensors.numpy import save
 
-    about = {"format": FORMAT, "plan": "" if plan is None else plan.to_json()}
-    return replace_file(path, save(_flat(params, model_state), metadata=about))
+    flat, text = _flat(params, model_state), "" if plan is None else plan.to_json()
+    about = {"format": FORMAT, "plan": text, "sha256": digest_arrays(flat, text)}
+    return replace_file(path, save(flat, metadata=about))
 
 
 def load_safetensors(path: Path, like: Arrays | None = None) -> Arrays:
@@ -51,23 +53,25 @@ def load_safetensors(path: Path, like: Arrays | None = None) -> Arrays:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, TypeError, MemoryError) as error:
         raise ValueError(f"`{path}` is no safetensors file, or it is damaged: {error}") from error
+    _check_digest(path, about.get("sha256"), flat, about.get("plan", ""))
     if about.get("format") != FORMAT:
         flat = {f"params/{name}": array for name, array in flat.items()}
     plan = Plan.from_json(about["plan"]) if about.get("plan") else None
-    return _arranged(_nested(flat), like, path)._replace(plan=plan)
+    return _arranged(_nested(flat, path), like, path)._replace(plan=plan)
 
 
 def save_orbax(path: Path, params: Any, model_state: Any = None, plan: Plan | None = None) -> Path:
-    """Writes an orbax checkpoint, a folder, with `params`, `model_state` and beside them `plan.json`."""
+    """Writes an orbax checkpoint, a folder, with `params`, `model_state` and beside them `plan.json` and a digest."""
     from orbax import checkpoint
 
-    path = Path(path).absolute()
+    path, flat, text = Path(path).absolute(), _flat(params, model_state), "" if plan is None else plan.to_json()
     with checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, _nested(_flat(params, model_state)), force=True)
-    if plan is not None:
-        replace_file(path / "plan.json", plan.to_json().encode())
+        checkpointer.save(path, _nested(flat, path), force=True)
+    if text:
+        replace_file(path / "plan.json", text.encode())
+    replace_file(path / "sha256", digest_arrays(flat, text).encode())
     return path
 
 
@@ -76,15 +80,32 @@ def load_orbax(path: Path, like: Arrays | None = None) -> Arrays:
     from orbax import checkpoint
 
     path = Path(path).absolute()
-    with checkpoint.StandardCheckpointer() as checkpointer:
-        structs = jax.tree.map(
-            lambda found: jax.ShapeDtypeStruct(found.shape, found.dtype), checkpointer.metadata(path).item_metadata.tree
-        )
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        structs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), structs)
-        found = checkpointer.restore(path, structs)
-    text = path / "plan.json"
-    return _arranged(found, like, path)._replace(plan=Plan.from_json(text.read_text()) if text.exists() else None)
+    if not path.is_dir():
+        raise FileNotFoundError(f"`{path}` is no folder, so no orbax checkpoint.")
+    try:
+        text, digest = (_text(path / name) for name in ("plan.json", "sha256"))
+        with checkpoint.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(path, _structs(checkpointer.metadata(path).item_metadata.tree))
+        flat = _flat(**{name: found.get(name) for name in ("params", "model_state")})
+    except Exception as error:  # its many readers each have their own
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"`{path}` is no orbax checkpoint, or it is damaged: {line}") from error
+    _check_digest(path, digest, flat, text)
+    return _arranged(found, like, path)._replace(plan=Plan.from_json(text) if text else None)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _structs(tree: Any) -> Any:
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda found: jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=place), tree)
+
+
+def _check_digest(path: Path, digest: str | None, flat: Mapping[str, np.ndarray], text: str) -> None:
+    if digest and digest != digest_arrays(flat, text):
+        raise ValueError(f"`{path}` is damaged: its arrays or its plan are not those that were written.")
 
 
 def _flat(params: Any, model_state: Any) -> dict[str, np.ndarray]:
@@ -96,13 +117,17 @@ def _flat(params: Any, model_state: Any) -> dict[str, np.ndarray]:
     return flat
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Any], source: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *folders, name = path.split("/")
         place = tree
         for folder in folders:
             place = place.setdefault(folder, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"`{source}`: `{path}` cannot be, since a part of it is an array already.")
+        if name in place:
+            raise ValueError(f"`{source}`: `{path}` is an array, and the first part of another's name.")
         place[name] = leaf
     return tree
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import export as jax_export
 
 from maskprune.conv import OWN
+from maskprune.export.seals import read_sealed, sealed
 from maskprune.files import replace_file
 from maskprune.plan import Plan
 from maskprune.rules import RULES
@@ -23,6 +24,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PORTABLE = {
     name: RULES[name]._replace(shrink=partial(RULES[name].shrink, way="xla")) for name in (f"jit:{own}" for own in OWN)
 }
+
+
+# What stands before a program's seal. Readers of flatbuffers pass over what follows them; for ONNX it is an entry of
+# `metadata_props` (field 14: a key, field 1, of 6 letters, and a value, field 2, of 64), since fields may come late.
+STABLEHLO_MARK = b"\nmaskprune sha256 "
+ONNX_MARK = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 
 class Uncovered(ValueError):
@@ -48,15 +55,14 @@ def portable(apply: Program, params: Any) -> Program:
 def save_stablehlo(path: Path, program: Program, structs: Sequence[Any]) -> Path:
     """Writes StableHLO for CPU, CUDA and TPU as `jax.export` serializes it."""
     exported = jax_export.export(jax.jit(program), platforms=PLATFORMS)(*structs)
-    return replace_file(path, bytes(exported.serialize()))
+    return replace_file(path, sealed(bytes(exported.serialize()), STABLEHLO_MARK))
 
 
 def load_stablehlo(path: Path) -> Program:
     """Reads any function that `jax.export` serialized."""
+    content = read_sealed(path, STABLEHLO_MARK)
     try:
-        exported = jax_export.deserialize(bytearray(Path(path).read_bytes()))
-    except OSError:
-        raise
+        exported = jax_export.deserialize(bytearray(content))
     except Exception as error:  # the reader of the format raises nearly anything on other bytes
         raise ValueError(f"`{path}` is no function exported by JAX, or it is damaged: {error}") from error
     return jax.jit(exported.call)
@@ -66,17 +72,16 @@ def save_onnx(path: Path, program: Program, structs: Sequence[Any]) -> Path:
     """Writes an ONNX model."""
     from maskprune.export.onnx_graph import to_onnx
 
-    return replace_file(path, to_onnx(program, structs).SerializeToString())
+    return replace_file(path, sealed(to_onnx(program, structs).SerializeToString(), ONNX_MARK))
 
 
 def load_onnx(path: Path) -> Program:
     """Reads any ONNX model, run by onnxruntime on the CPU: takes arrays in the order of its inputs."""
     import onnxruntime
 
+    content = read_sealed(path, ONNX_MARK)
     try:
-        session = onnxruntime.InferenceSession(Path(path).read_bytes(), providers=["CPUExecutionProvider"])
-    except OSError:
-        raise
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ValueError(f"`{path}` is no ONNX model that onnxruntime can run: {error}") from error
     names = [each.name for each in session.get_inputs()]

@@ -6,6 +6,7 @@ A function is tried with symbols for batch, height and width; where it does not 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -94,11 +95,16 @@ def _try(function: Callable[..., Any], inputs: Sequence[Any], spec: _Spec) -> tu
 
 
 def _structs(leaves: Sequence[Any], shapes: Sequence[str]) -> list[jax.ShapeDtypeStruct]:
-    scope = jax_export.SymbolicScope()
     return [
-        jax.ShapeDtypeStruct(jax_export.symbolic_shape(shape, scope=scope), jax.numpy.result_type(leaf))
+        jax.ShapeDtypeStruct(jax_export.symbolic_shape(shape, scope=_scope()), jax.numpy.result_type(leaf))
         for shape, leaf in zip(shapes, leaves, strict=True)
     ]
+
+
+@functools.cache
+def _scope() -> Any:
+    """One for all exports: JAX keeps shapes, with their scope, for ever."""
+    return jax_export.SymbolicScope()
 
 
 def _shape(shape: tuple[int, ...], spec: _Spec, names: dict[tuple[str, int], str]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskprune.archives import read_npz
 from maskprune.files import replace_file
 from maskprune.models.fcn import fcn, layer_names
 from maskprune.network import Params, on_device
 
 
 FORMAT = "maskprune-fcn-1"
+MOST_BYTES = 1 << 28  # a quarter of a gigabyte: 67 million weights
 
 
 def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = None) -> Path:
@@ -58,21 +58,15 @@ def load(path: str | Path) -> tuple[Any, Params]:
 
 def _read(path: str | Path) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy"): _member(archive, name) for name in archive.namelist()}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        return read_npz(path, most_bytes=MOST_BYTES)
+    except ValueError as error:
         raise ValueError(f"`{path}` is not a network saved by maskprune, or it is damaged: {error}") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _header(raw: np.ndarray | None, path: Any) -> dict[str, Any]:
     try:
         header = json.loads(str(raw))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"`{path}` is not a network saved by maskprune (its header does not say {FORMAT}).")
@@ -85,8 +79,8 @@ def _header(raw: np.ndarray | None, path: Any) -> dict[str, Any]:
 def _array(arrays: Mapping[str, np.ndarray], name: str, path: Any) -> jax.Array:
     if name not in arrays:
         raise ValueError(f"`{path}` has no array `{name}`: the file is incomplete.")
-    if not np.issubdtype(arrays[name].dtype, np.floating):
-        raise ValueError(f"`{path}`: the array `{name}` holds {arrays[name].dtype}, not floating-point numbers.")
+    if arrays[name].dtype != np.float32:
+        raise ValueError(f"`{path}`: the array `{name}` holds {arrays[name].dtype}, not float32.")
     return on_device(arrays[name])
 
 
