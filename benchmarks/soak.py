@@ -1,8 +1,10 @@
 """Does a process that minimizes for hours keep its memory?
 
 Runs small minimizations one after another in one process, each with its pictures, memory, report and exports, and
-measures the resident memory after each. The first part warms up: imports, allocators and caches fill once. Growth is
-that of a line through the rest, from its beginning to its end.
+measures the resident memory after each. JAX keeps compiled programs of functions that are long gone; between runs
+`jax.clear_caches()` lets them go, as a program of one's own should that searches with many different models. The first
+part warms up: imports, allocators and caches fill once. Growth is that of a line through the rest, from its beginning
+to its end.
 
     python benchmarks/soak.py --hours 2
 """
@@ -20,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 
@@ -65,6 +68,7 @@ def main(config: Config) -> dict[str, Any]:
         except RuntimeError as error:  # no start learned: as good a run as any other here
             print(error)
         shutil.rmtree(folder)
+        jax.clear_caches()
         times.append(time.monotonic() - began)
         sizes.append(resident())
         print(f"run {len(times)}, {times[-1] / 60:.1f} min: {sizes[-1] / 2**20:.1f} MiB", flush=True)
