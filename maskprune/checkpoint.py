@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def save(path: Path | str, arrays: Mapping[str, Any], about: Mapping[str, Any]) 
 
     path, host = Path(path).absolute(), {name: np.asarray(array) for name, array in arrays.items()}
     remove(path)
-    with checkpoint.PyTreeCheckpointer() as checkpointer:
+    with _quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path, {"bytes": _joined(host)})
     files = sorted(each for each in path.rglob("*") if each.is_file())
     manifest = {
@@ -108,6 +109,18 @@ def drop_incomplete(folder: Path | str) -> None:
             shutil.rmtree(each, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax from printing tracebacks of what it raises anyway."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _joined(arrays: Arrays) -> np.ndarray:
     """All bytes as one array: orbax takes several milliseconds for each array, and refuses empty ones."""
     parts = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values() if array.size]
@@ -118,7 +131,7 @@ def _restored(path: Path, size: int) -> np.ndarray:
     from orbax import checkpoint
 
     try:
-        with checkpoint.PyTreeCheckpointer() as checkpointer:
+        with _quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
             kind = {"bytes": checkpoint.RestoreArgs(restore_type=np.ndarray)}
             joined = checkpointer.restore(path, restore_args=kind)["bytes"]
     except Exception as error:  # orbax and tensorstore each have their own
