@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -42,10 +43,9 @@ def begun_with(program: str, config: Any) -> Any:
         about = _about(folder)
         if about.get("program") != program:
             raise ValueError(f"{option} is {folder}, which holds a run of {about.get('program')}")
+        found = restored(type(config), about["given"])
     out = config.resume or config.out
-    return dataclasses.replace(
-        restored(type(config), about["given"]), out=out, **{name: getattr(config, name) for name in OWN[1:]}
-    )
+    return dataclasses.replace(found, out=out, **{name: getattr(config, name) for name in OWN[1:]})
 
 
 def finished(folder: Path) -> bool:
@@ -117,7 +117,13 @@ def facts() -> dict[str, str]:
     import maskprune
 
     versions = ", ".join(f"{name} {version}" for name, version in maskprune.record.versions().items())
-    return {"versions": versions, "device": maskprune.record.device(), "convolution": maskprune.conv.describe_way()}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "versions": versions,
+        "device": maskprune.record.device(),
+        "cores": f"{cores}",  # sums over a picture are divided among them
+        "convolution": maskprune.conv.describe_way(),
+    }
 
 
 def writing(folder: Path, write: Callable[[Path], Any], say: Callable[[str], None]) -> tuple[Any, bool]:
@@ -147,9 +153,15 @@ def plain(value: Any) -> Any:
 
 
 def restored(kind: Any, values: Mapping[str, Any]) -> Any:
-    """The inverse of `plain`, for a configuration of this kind."""
+    """The inverse of `plain`, for a configuration of this kind. What an older version did not know is the default.
+
+    Raises:
+        ValueError: The configuration has entries that this version does not know.
+    """
     hints = typing.get_type_hints(kind)
-    return kind(**{field.name: _restored(hints[field.name], values[field.name]) for field in dataclasses.fields(kind)})
+    if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(kind)}):
+        raise ValueError(f"the run was begun by another version, whose option {unknown[0]!r} this one does not have")
+    return kind(**{name: _restored(hints[name], value) for name, value in values.items()})
 
 
 def _restored(hint: Any, value: Any) -> Any:
