@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
 import tyro
+from options import Problem, several, whole
 from protocol import SelectorName, make_selector
 from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
 
@@ -283,10 +284,10 @@ def answers(replicates: int, masks: Sequence[Row], inside: Sequence[Row], limit:
     return lines
 
 
-def problems(config: Config) -> list[tuple[Any, str]]:
+def problems(config: Config) -> list[Problem]:
     return [
-        (config.replicates < 1, "--replicates must be at least 1"),
-        (not config.selectors, "--selectors is empty: name one or more"),
+        whole("--replicates", config.replicates),
+        several("--selectors", config.selectors),
     ]
 
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from options import Problem, output, positive, refuse, several, share, whole
 
 import maskprune as mp
 from maskprune import linen, select
@@ -61,6 +62,24 @@ class Config:
     """Timed calls of each network."""
     out: Path = Path("runs/digits")
     """Where `result.json` goes."""
+
+
+def problems(config: Config) -> list[Problem]:
+    """What may be wrong with the options, by their names."""
+    width = lambda name, value: whole(name, value, most=4096)
+    return [
+        several("--methods", config.methods),
+        whole("--seeds", config.seeds),
+        share("--share", config.share, "(0, 1)"),
+        whole("--rounds", config.rounds),
+        several("--epochs", config.epochs, lambda name, value: whole(name, value, 0)),
+        whole("--batch", config.batch, most=1078),  # all that there is to train on
+        positive("--learning-rate", config.learning_rate),
+        several("--widths", config.widths, width),
+        whole("--blocks", config.blocks, most=64),
+        whole("--timings", config.timings),
+        output("--out", config.out),
+    ]
 
 
 # The network, ordinary Flax: nothing in it knows of masks
@@ -266,6 +285,7 @@ def line(row: dict[str, Any]) -> str:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs every method with every seed. Returns what `result.json` holds."""
+    refuse("digits.py", problems(config))
     data = load_digits()
     full = build(config, data)
     print(f"{full.cost.multiply_adds:,} multiply-adds, {full.cost.parameters:,} parameters\n{HEAD}")

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import tyro
+
 from maskprune.files import replace_file
 
 
@@ -133,8 +135,9 @@ def filled(page: str, folder: Path) -> str:
 
 
 def main() -> None:
+    """Writes the page."""
     replace_file(PAGE, filled(PAGE.read_text("utf-8"), PAGE.with_suffix("")).encode())
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
+from options import Problem, share
 from protocol import make_selector
 from studies import Options, Row, Study, from_scratch, result_of, run, search
 
@@ -213,8 +214,12 @@ def ask(study: Study, config: Config) -> list[Row]:
     return table
 
 
-def problems(config: Config) -> list[tuple[Any, str]]:
-    return [(not 0 < config.threshold <= 1, f"--threshold is {config.threshold}: use a share in (0, 1]")]
+def problems(config: Config) -> list[Problem]:
+    sizes = math.prod(config.options.widths)
+    return [
+        share("--threshold", config.threshold),
+        (sizes > 4096, f"--widths is {config.options.widths}: {sizes} sizes cannot all be trained, use fewer masks"),
+    ]
 
 
 def main(config: Config) -> list[Row]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from options import MOST_TOGETHER, existing, network, output, positive, refuse, seeds, share, whole
 from protocol import (
     STRATEGIES,
     TRAINING,
@@ -34,7 +35,6 @@ from protocol import (
     make_repair,
     make_selector,
     problems_of,
-    refuse,
     set_up,
 )
 from runs import OWN, begun_with, digest_file, finished, plain, remember, working_in, writing
@@ -123,13 +123,26 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
     problems = [
         *problems_of(config.pictures, recipe),
         (saved and shape != [None] * 3, "--widths, --kernel and --initial do not go with --start-from"),
-        (not 0 < config.threshold <= 1, f"--threshold is {config.threshold}: use a share in (0, 1]"),
-        (min(config.widths, default=0) < 1, f"--widths is {config.widths}: give one number or more, each at least 1"),
-        (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
-        (rules["count"] < 1, f"--count is {rules['count']}: use 1 or more"),
-        (min(rules["candidates"], config.replicas) < 1, "--candidates and --replicas must be at least 1"),
+        *([] if saved else network(config.widths, config.kernel, crop=recipe.crop, batch=recipe.batch)),
+        existing("--start-from", config.start_from),
+        output("--out", config.out),
+        share("--threshold", config.threshold),
+        whole("--count", rules["count"]),
+        whole("--candidates", rules["candidates"], most=MOST_TOGETHER),
+        whole("--replicas", config.replicas, most=MOST_TOGETHER),
+        seeds("--seed", config.seed, config.replicas, "--replicas"),
+        share("--early", config.early, "[0, 1)"),
+        share("--stagnation", config.stagnation, "(0, 1)"),
+        whole("--max-rounds", config.max_rounds, 0),
+        whole("--max-steps", config.max_steps, 0),
+        positive("--max-seconds", config.max_seconds, zero=True, endless=True),
+        whole("--target-masks", config.target_masks),
+        whole("--min-enabled", config.min_enabled),
+        (
+            not saved and config.min_enabled >= max(config.widths, default=2) > 1,
+            f"--min-enabled is {config.min_enabled}: no layer of --widths has more masks, so none could go",
+        ),
         (rules["racing"] and rules["candidates"] < 2, "--racing goes with --candidates 2 or more"),
-        (config.early is not None and not 0 <= config.early < 1, f"--early is {config.early}: use a share in [0, 1)"),
         (
             config.stagnation is not None and max(rules["candidates"], config.replicas) > 1,
             "--stagnation ends a session by itself: use --candidates 1, and no --replicas",
@@ -138,9 +151,7 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
             config.minimize_layers and recipe.strategy in ("bisect", "beam", "grow"),
             f"--minimize-layers does not go with --strategy {recipe.strategy}, which knows masks only; use auto",
         ),
-        (not config.save_every >= 0, f"--save-every is {config.save_every}: use seconds, 0 or more"),
-        (config.min_enabled < 1, f"--min-enabled is {config.min_enabled}: use 1 or more"),
-        (config.stagnation is not None and not 0 < config.stagnation < 1, "--stagnation must lie between 0 and 1"),
+        positive("--save-every", config.save_every, zero=True, endless=True),
         (recipe.first_steps < 1 and not saved, "--first-steps 0 goes with --start-from only"),
     ]
     refuse("minimize.py", problems)

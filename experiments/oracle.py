@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
+from options import Problem, existing, network, output, refuse, seeds, several, share, whole
 from protocol import (
     Pictures,
     Recipe,
@@ -25,7 +26,6 @@ from protocol import (
     in_a_sentence,
     load_data,
     problems_of,
-    refuse,
     set_up,
 )
 
@@ -94,18 +94,28 @@ def resolve(config: Config) -> tuple[Config, Recipe]:
     source = dataclasses.replace(config.pictures, **chosen)
     filled = fill_in(Recipe(**{**recipe, **given}), "quick", source)
     config = dataclasses.replace(config, pictures=source, widths=widths if config.widths is None else config.widths)
-    counts = {name: getattr(config, name) for name in ("parents", "replicates", "beam", "draws")}
     problems = [
         *problems_of(source, filled),
-        (min(counts.values()) < 1, f"{', '.join(counts)} must be at least 1"),
-        (min(config.widths, default=0) < 1, f"--widths is {config.widths}: give one number or more, each at least 1"),
+        *network(config.widths, config.kernel, crop=filled.crop, batch=filled.batch),
         (sum(config.widths) > 14, f"--widths is {config.widths}: that many masks cannot be enumerated"),
-        (config.kernel < 1 or config.kernel % 2 == 0, f"--kernel is {config.kernel}: use an odd size"),
-        (filled.first_steps < 1, "--first-steps must be at least 1"),
-        (not 0 < min(config.thresholds, default=0) <= max(config.thresholds) <= 1, "--thresholds are shares in (0, 1]"),
+        *(whole(f"--{name}", getattr(config, name)) for name in ("parents", "replicates", "beam", "draws")),
+        whole("--max-size", config.max_size),
+        several("--kinds", config.kinds),
+        seeds("--seed", config.seed, config.parents, "--parents"),
+        whole("--first-steps", filled.first_steps),
+        *of_report(config),
     ]
     refuse("oracle.py", problems)
     return config, filled
+
+
+def of_report(config: Config) -> list[Problem]:
+    """What may be wrong with the options that a report alone needs."""
+    return [
+        several("--thresholds", config.thresholds, share),
+        *(existing("--report", each / "rows.jsonl") for each in config.report),
+        output("--out", config.out),
+    ]
 
 
 # The run
@@ -158,6 +168,7 @@ def main(config: Config) -> Path:
 
     with Display(quiet=config.quiet) as show:
         if config.report:
+            refuse("oracle.py", of_report(config))
             out = config.out or config.report[0]
         else:
             config, recipe = resolve(config)

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from options import Problem, folder, positive, seeds, share, source, whole
 
 
 Task = Literal["sobel", "canny", "threshold", "local-mean", "otsu", "adaptive", "pairs"]
@@ -27,6 +29,7 @@ SelectorName = Literal[
 ]  # fmt: skip
 # Selectors that look at weights only; the others are shown a sample of training crops.
 BLIND = ("cosine", "abs-cosine", "sequential", "random", "magnitude", "uniform", "geometric", "twin", "probe")
+MOST_SIDE = 16_384  # of a picture, in pixels
 TRAINING = ("probe",)  # selectors that train, which does not run inside other compiled code
 
 
@@ -160,7 +163,6 @@ PRESETS = {
         strategy="one-by-one",
     ),
 }
-Problem = tuple[Any, str]
 
 
 def fill_in(recipe: Recipe, preset: str | Recipe, pictures: Pictures) -> Recipe:
@@ -173,13 +175,6 @@ def fill_in(recipe: Recipe, preset: str | Recipe, pictures: Pictures) -> Recipe:
     return dataclasses.replace(filled, crop=pictures.size) if shrinks else filled
 
 
-def refuse(program: str, problems: Iterable[Problem]) -> None:
-    """Ends the program at the first `(wrong, message)` that is wrong."""
-    for wrong, message in problems:
-        if wrong:
-            raise SystemExit(f"{program}: {message}.")
-
-
 def problems_of(pictures: Pictures, recipe: Recipe) -> list[Problem]:
     """What may be wrong with pictures and a filled-in recipe, by the options' names."""
     pairs, level = pictures.task == "pairs", pictures.level
@@ -188,11 +183,20 @@ def problems_of(pictures: Pictures, recipe: Recipe) -> list[Problem]:
         (pairs and pictures.data is not None, "--data does not go with --task pairs; use --inputs and --targets"),
         (not pairs and (pictures.inputs or pictures.targets), "--inputs and --targets go with --task pairs"),
         (level is not None and pictures.task != "threshold", "--level goes with --task threshold"),
-        (level is not None and not 0 <= level <= 1, f"--level is {level}: use a grey level in [0, 1]"),
-        (not recipe.ceiling > 0, f"--ceiling is {recipe.ceiling}: use a positive number"),
-        (not recipe.learning_rate > 0, f"--learning-rate is {recipe.learning_rate}: use a positive number"),
-        (min(recipe.batch, recipe.steps) < 1, "--batch and --steps must be at least 1"),
-        (min(recipe.first_steps, recipe.final_steps, recipe.border) < 0, "steps and border must not be negative"),
+        share("--level", level, "[0, 1]"),
+        whole("--size", pictures.size, most=MOST_SIDE),
+        seeds("--split-seed", pictures.split_seed),
+        whole("--limit", pictures.limit, 2),
+        source("--data", pictures.data),
+        folder("--inputs", pictures.inputs),
+        folder("--targets", pictures.targets),
+        positive("--ceiling", recipe.ceiling, endless=True),
+        positive("--learning-rate", recipe.learning_rate),
+        whole("--batch", recipe.batch),
+        whole("--steps", recipe.steps),
+        whole("--first-steps", recipe.first_steps, 0),
+        whole("--final-steps", recipe.final_steps, 0),
+        whole("--border", recipe.border, 0),
         (
             not 2 * recipe.border < recipe.crop <= pictures.size,
             f"--crop is {recipe.crop}: use more than twice the border ({recipe.border}), at most --size",

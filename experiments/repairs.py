@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
+from options import share
 from protocol import make_repair
 from studies import Options, Row, Study, learning_curves, mean, run, score, single_masks, trained_start
 
@@ -155,10 +156,7 @@ def ask(study: Study, config: Config) -> list[Row]:
 
 def main(config: Config) -> list[Row]:
     """Runs the study, or goes on with it. Returns one row a mask and repair."""
-    check = lambda config: [
-        (not 0 < config.threshold <= 1, f"--threshold is {config.threshold}: use a share in (0, 1]")
-    ]
-    return run("repairs", config, SIZES, ask, more=check)
+    return run("repairs", config, SIZES, ask, more=lambda config: [share("--threshold", config.threshold)])
 
 
 if __name__ == "__main__":

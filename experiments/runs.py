@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from protocol import in_a_sentence, refuse
+from options import refuse
+from protocol import in_a_sentence
 
 
 MEMORY = "memory"

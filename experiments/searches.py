@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from options import Problem, existing, output, refuse, several, share, whole
 from protocol import (
     STRATEGIES,
     Pictures,
@@ -30,7 +31,6 @@ from protocol import (
     in_a_sentence,
     load_data,
     make_selector,
-    refuse,
     set_up,
 )
 
@@ -57,6 +57,18 @@ class Config:
     """Output folder, in which a study goes on if there is one."""
     quiet: bool = False
     """Print nothing but errors."""
+
+
+def problems(config: Config) -> list[Problem]:
+    """What may be wrong with the options, by their names."""
+    return [
+        several("--oracle", config.oracle, lambda name, folder: existing(name, folder / "rows.jsonl")),
+        several("--strategies", config.strategies),
+        several("--thresholds", config.thresholds, share),
+        whole("--sessions", config.sessions, 0),
+        whole("--parents", config.parents),
+        output("--out", config.out),
+    ]
 
 
 def rebuild(about: dict[str, Any]) -> Setup:
@@ -245,6 +257,7 @@ def main(config: Config) -> list[Row]:
     from maskprune import files, record, study
     from maskprune.display import Display
 
+    refuse("searches.py", problems(config))
     with Display(quiet=config.quiet) as show:
         rows = run(config, show)
         tables = [row for folder in config.oracle for row in maskprune.Ledger.read(folder / "rows.jsonl").rows]

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import tyro
+from options import Problem, several, share
 from protocol import SelectorName, Task, make_selector
-from studies import Options, Row, Study, from_scratch, result_of, run, search, trained_start
+from studies import Options, Row, Study, from_scratch, resolve, result_of, run, search, trained_start
 
 
 COSINES = tuple(name for name in get_args(SelectorName) if "cosine" in name)
@@ -251,11 +252,10 @@ def ask(study: Study, config: Config) -> tuple[Study, list[Row]]:
     return study, flat(rows, study.options.pictures.task)
 
 
-def problems(config: Config) -> list[tuple[Any, str]]:
-    wrong = [threshold for threshold in config.thresholds if not 0 < threshold <= 1]
+def problems(config: Config) -> list[Problem]:
     return [
-        (not config.strategies, "--strategies is empty: name one or more"),
-        (wrong or not config.thresholds, f"--thresholds is {config.thresholds}: use shares in (0, 1]"),
+        several("--strategies", config.strategies),
+        several("--thresholds", config.thresholds, share),
         ("pairs" in (config.tasks or ()), "--tasks holds pairs: use --task pairs with --inputs and --targets"),
     ]
 
@@ -265,12 +265,13 @@ def main(config: Config) -> list[Row]:
     options = config.options
     tasks = config.tasks or (options.pictures.task,)
     out = options.out or Path("runs") / f"strategies-{'-'.join(tasks)}-{options.preset}"
-    found = []
-    for task in tasks:
-        of_task = dataclasses.replace(
-            options, pictures=dataclasses.replace(options.pictures, task=task), out=out / task
-        )
-        found.append(run("strategies", dataclasses.replace(config, options=of_task, tasks=None), SIZES, ask, problems))
+    of_task = lambda task: dataclasses.replace(
+        options, pictures=dataclasses.replace(options.pictures, task=task), out=out / task
+    )
+    each = [dataclasses.replace(config, options=of_task(task), tasks=None) for task in tasks]
+    for of_one in [config, *each]:  # all of them before the first one begins
+        resolve("strategies", of_one, SIZES, problems)
+    found = [run("strategies", of_one, SIZES, ask, problems) for of_one in each]
     searches = [row for _, rows in found for row in rows]
     write_page(dataclasses.replace(found[-1][0], out=out), config, searches)
     return searches

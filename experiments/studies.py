@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from options import MOST_TOGETHER, Problem, network, output, refuse, seeds, whole
 from protocol import (
     GLANCE,
     PRESETS,
     STRATEGIES,
     Pictures,
     Preset,
-    Problem,
     Recipe,
     Setup,
     fill_in,
     in_a_sentence,
     load_data,
     problems_of,
-    refuse,
     set_up,
 )
 
@@ -65,11 +64,12 @@ def problems(options: Options, recipe: Recipe) -> list[Problem]:
     """What may be wrong with the options, by their names."""
     return [
         *problems_of(options.pictures, recipe),
-        (options.networks is not None and options.networks < 1, "--networks must be at least 1"),
-        (options.at_once < 1, "--at-once must be at least 1"),
-        (min(options.widths, default=0) < 1, f"--widths is {options.widths}: give numbers, each at least 1"),
-        (options.kernel < 1 or options.kernel % 2 == 0, f"--kernel is {options.kernel}: use an odd size"),
-        (recipe.first_steps < 1, "--first-steps must be at least 1"),
+        *network(options.widths, options.kernel, crop=recipe.crop, batch=recipe.batch),
+        output("--out", options.out),
+        whole("--networks", options.networks),
+        whole("--at-once", options.at_once, most=MOST_TOGETHER),
+        seeds("--seed", options.seed, options.networks, "--networks"),
+        whole("--first-steps", recipe.first_steps),
     ]
 
 
@@ -182,6 +182,15 @@ def _about(program: str, config: Any, recipe: Recipe, dataset: Any) -> Row:
     return json.loads(json.dumps({"config": settings, "facts": facts}, default=str))
 
 
+def resolve(program: str, config: Any, sizes: Mapping[str, Any], more: Any = ()) -> tuple[Any, Recipe]:
+    """Fills in what was not given, and refuses what is wrong before any work is done. See `run`."""
+    config = chosen(config, sizes)
+    preset = GLANCE if config.options.preset == "quick" else PRESETS[config.options.preset]
+    recipe = fill_in(config.options.recipe, preset, config.options.pictures)
+    refuse(f"{program}.py", [*problems(config.options, recipe), *(more(config) if more else ())])
+    return config, recipe
+
+
 def run(program: str, config: Any, sizes: Mapping[str, Any], ask: Callable[[Study, Any], Any], more: Any = ()) -> Any:
     """Resolves a study's options, and lets `ask(study, config)` do it.
 
@@ -194,10 +203,7 @@ def run(program: str, config: Any, sizes: Mapping[str, Any], ask: Callable[[Stud
     """
     from maskprune.display import Display
 
-    config = chosen(config, sizes)
-    preset = GLANCE if config.options.preset == "quick" else PRESETS[config.options.preset]
-    recipe = fill_in(config.options.recipe, preset, config.options.pictures)
-    refuse(f"{program}.py", [*problems(config.options, recipe), *(more(config) if more else ())])
+    config, recipe = resolve(program, config, sizes, more)
     with Display(quiet=config.options.quiet) as show:
         try:
             return ask(begin(program, config, recipe, show), config)

@@ -9,6 +9,7 @@ python -m maskprune replay runs/sobel-20261127-130000
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,10 @@ def export(config: Export) -> list[Path]:
     """
     from maskprune.export import export_saved
 
+    if config.formats == ():
+        raise ValueError(f"--formats is empty: name one or more of {', '.join(FORMATS)}.")
+    _check_network(config.network)
+    _check_folder(config.folder)
     written = []
     for found in export_saved(config.network, config.folder, config.formats):
         takes = f", takes {', '.join(found.shapes)}" if found.shapes else ""
@@ -112,12 +117,23 @@ def load_network(path: Path) -> Callable[[Any], Any]:
     from maskprune import models
     from maskprune.export import PROGRAMS, load_program
 
-    if not path.is_file():
-        raise FileNotFoundError(f"`{path}` is no file: give a network.npz, or an exported .stablehlo or .onnx file.")
+    _check_network(path)
     if path.suffix in PROGRAMS:
         return load_program(path)
     function, params = models.load(path)
     return lambda pictures: function(params, pictures)
+
+
+def _check_network(path: Path) -> None:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"`{path}` is no file: give a network.npz, or an exported .stablehlo or .onnx file.")
+
+
+def _check_folder(path: Path) -> None:
+    """That there is a folder, or can be one."""
+    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+    if not os.path.isdir(there):
+        raise ValueError(f"`{path}` is to be a folder, but `{there}` is none: give another one to write to.")
 
 
 def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
@@ -127,6 +143,7 @@ def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
     if len(paths) < 2:
         raise ValueError("Give at least one picture, and last the file or folder to write.")
     *given, out = paths
+    _check_folder(out.parent)
     jobs: list[tuple[Path, Path]] = []
     for path in given:
         if path.is_dir():
@@ -138,11 +155,20 @@ def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
     if not jobs:
         raise ValueError(f"There are no pictures in {', '.join(map(str, given))}.")
     if len(given) == 1 and not given[0].is_dir() and not out.is_dir():
+        _check_ending(out) if out.suffix else _check_folder(out)
         return [(given[0], out if out.suffix else out / f"{given[0].stem}.png")]
-    if out.suffix and not out.is_dir():
+    if not out.is_dir() and (out.suffix or out.exists()):
         raise ValueError(f"`{out}` is to hold several pictures: give a folder, not a file name.")
     _check_distinct(jobs)
     return jobs
+
+
+def _check_ending(out: Path) -> None:
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    if out.suffix and known.get(out.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"`{out}` cannot be written as a picture: use an ending such as .png.")
 
 
 def _check_distinct(jobs: list[tuple[Path, Path]]) -> None:
@@ -209,7 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         said = _said(config)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise SystemExit(printable(f"maskprune: {error}")) from error
+        sentence = printable(f"maskprune: {error}")
+        print(sentence, file=sys.stderr)
+        end = SystemExit(sentence)
+        end.code = 2  # as for an unreadable command line
+        raise end from error
     if said:
         print(printable(said))
 

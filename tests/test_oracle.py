@@ -152,10 +152,10 @@ def test_cut_out_and_from_scratch(program, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"beam": 0}, "least 1"),
+        ({"beam": 0}, "--beam is 0"),
         ({"widths": (9, 9)}, "enumerated"),
         ({"kernel": 4}, "odd"),
-        ({"thresholds": ()}, "shares"),
+        ({"thresholds": ()}, "--thresholds is empty"),
     ],
 )
 def test_what_makes_no_sense_is_refused(program, tiny, tmp_path, change, complaint):
