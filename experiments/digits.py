@@ -26,6 +26,8 @@ import numpy as np
 import optax
 import tyro
 from options import Problem, output, positive, refuse, several, share, whole
+from protocol import in_a_sentence
+from runs import going_on
 
 import maskprune as mp
 from maskprune import linen, select
@@ -289,17 +291,23 @@ def main(config: Config) -> dict[str, Any]:
     data = load_digits()
     full = build(config, data)
     print(f"{full.cost.multiply_adds:,} multiply-adds, {full.cost.parameters:,} parameters\n{HEAD}")
-    rows = [row for seed in range(config.seeds) for row in run_seed(config, full, data, seed)]
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", "seeds")}
+    with going_on("digits.py", config.out, print, at_once=True):
+        with in_a_sentence("digits.py"):
+            ledger = mp.Ledger.open(config.out / "rows.jsonl", {"config": settings})
+        for seed in range(config.seeds):
+            if not ledger.find(seed=seed):
+                ledger.add(run_seed(config, full, data, seed))
+    rows = [row for seed in range(config.seeds) for row in ledger.find(seed=seed)]
     result = {
         "device": mp.record.device(),
         "versions": mp.record.versions(),
         "load": os.getloadavg()[0],  # more than the cores: others were at work
-        "config": dataclasses.asdict(config) | {"out": str(config.out)},
+        "config": settings | {"seeds": config.seeds},
         "multiply_adds": full.cost.multiply_adds,
         "parameters": full.cost.parameters,
         "rows": rows,
     }
-    config.out.mkdir(parents=True, exist_ok=True)
     mp.record.write_json(config.out / "result.json", result)
     return result
 

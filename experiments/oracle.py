@@ -12,7 +12,6 @@ interrupted.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,6 +27,7 @@ from protocol import (
     problems_of,
     set_up,
 )
+from runs import going_on
 
 
 Kind = Literal["ablation", "one-shot", "equal", "path", "scratch"]
@@ -173,7 +173,8 @@ def main(config: Config) -> Path:
         else:
             config, recipe = resolve(config)
             out = config.out or Path("runs") / f"oracle-{config.tier}-{config.pictures.task}"
-            run(config, recipe, out, show)
+            with going_on("oracle.py", out, show.say, at_once=True):
+                run(config, recipe, out, show)
         import oracle_report
 
         with in_a_sentence("oracle.py"):
@@ -183,8 +184,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except KeyboardInterrupt:
-        print("oracle.py: interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    main(tyro.cli(Config, description=__doc__))

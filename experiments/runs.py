@@ -73,6 +73,26 @@ def working_in(program: str, folder: Path, *, resume: bool) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def going_on(program: str, folder: Path, say: Callable[[str], None], *, at_once: bool = False) -> Iterator[Any]:
+    """A study at work in its folder, alone, until it ends or is interrupted. Gives the `maskprune.Interrupt`.
+
+    Args:
+        program: The program's file name.
+        folder: Of the study; it may have been begun before.
+        say: Is told of an interruption.
+        at_once: Whether a signal ends the program where it stands, since nobody asks the `Interrupt`.
+    """
+    import maskprune
+
+    with maskprune.Interrupt(at_once=at_once) as interrupt, working_in(program, folder, resume=True):
+        try:
+            yield interrupt
+        except KeyboardInterrupt:
+            say("Interrupted. What is finished is kept: the same command goes on from there.")
+            raise SystemExit(interrupt.code or 130) from None
+
+
 def remember(
     program: str,
     config: Any,

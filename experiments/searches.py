@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from protocol import (
     make_selector,
     set_up,
 )
+from runs import going_on
 
 
 PROTOCOL = 10_000 + 52 * 2_000  # steps the source document's protocol may take for ten masks
@@ -258,7 +258,7 @@ def main(config: Config) -> list[Row]:
     from maskprune.display import Display
 
     refuse("searches.py", problems(config))
-    with Display(quiet=config.quiet) as show:
+    with Display(quiet=config.quiet) as show, going_on("searches.py", config.out, show.say, at_once=True):
         rows = run(config, show)
         tables = [row for folder in config.oracle for row in maskprune.Ledger.read(folder / "rows.jsonl").rows]
         about = maskprune.Ledger.read(config.oracle[0] / "rows.jsonl").about["config"]
@@ -276,8 +276,4 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except KeyboardInterrupt:
-        print("searches.py: interrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    main(tyro.cli(Config, description=__doc__))

@@ -31,6 +31,7 @@ from protocol import (
     problems_of,
     set_up,
 )
+from runs import MEMORY, going_on
 
 
 Row = dict[str, Any]
@@ -122,6 +123,7 @@ class Study:
             found = mp.run_together([functools.partial(job, seed) for seed in block], train)
             new = [{"seed": seed, **row} for seed, row in zip(block, found, strict=True) if seed not in known]
             self.ledger.add(new)
+            self.setup.memory.forget()
             known |= {row["seed"] for row in new}
             self.show.end()
             self.show.say(f"{min(first + len(block), count)} of {count} networks")
@@ -151,18 +153,25 @@ class Study:
         return path
 
 
-def begin(program: str, config: Any, recipe: Recipe, show: Any) -> Study:
+def folder_of(program: str, options: Options) -> Path:
+    return options.out or Path("runs") / f"{program}-{options.pictures.task}-{options.preset}"
+
+
+def begin(program: str, config: Any, recipe: Recipe, show: Any, interrupt: Any) -> Study:
     """Reads the pictures and opens the ledger of a study, or goes on with the one that is there."""
     import maskprune as mp
 
-    options = config.options
-    out = options.out or Path("runs") / f"{program}-{options.pictures.task}-{options.preset}"
+    options, out = config.options, folder_of(program, config.options)
     with in_a_sentence(f"{program}.py"):
         dataset = load_data(options.pictures, show.counting("pictures"))
-        setup = set_up(dataset, mp.models.fcn(options.widths, kernel=options.kernel, initial=recipe.initial), recipe)
-        ledger = mp.Ledger.open(out / "rows.jsonl", _about(program, config, recipe, dataset))
+        about = _about(program, config, recipe, dataset)
+        ledger = mp.Ledger.open(out / "rows.jsonl", about)
+        memory = mp.Memory.open(
+            out / MEMORY, about, say=show.say, same=("config",), asked_to_stop=lambda: interrupt.asked
+        )
+    model = mp.models.fcn(options.widths, kernel=options.kernel, initial=recipe.initial)
     show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
-    return Study(out, options, setup, ledger, show)
+    return Study(out, options, set_up(dataset, model, recipe, memory=memory), ledger, show)
 
 
 def _about(program: str, config: Any, recipe: Recipe, dataset: Any) -> Row:
@@ -204,12 +213,15 @@ def run(program: str, config: Any, sizes: Mapping[str, Any], ask: Callable[[Stud
     from maskprune.display import Display
 
     config, recipe = resolve(program, config, sizes, more)
-    with Display(quiet=config.options.quiet) as show:
-        try:
-            return ask(begin(program, config, recipe, show), config)
-        except KeyboardInterrupt:
-            show.say("Interrupted. What is finished is kept: the same command goes on from there.")
-            sys.exit(130)
+    with (
+        Display(quiet=config.options.quiet) as show,
+        going_on(f"{program}.py", folder_of(program, config.options), show.say) as interrupt,
+    ):
+        study = begin(program, config, recipe, show, interrupt)
+        with study.setup.memory as memory:
+            found = ask(study, config)
+            memory.forget()
+        return found
 
 
 def trained_start(setup: Setup, key: Any, train: Any, *, steps: int) -> Any:

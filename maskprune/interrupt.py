@@ -17,12 +17,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """A context manager that turns the first signal into a wish. Outside the main thread it changes nothing.
 
+    Args:
+        at_once: Raise `KeyboardInterrupt` at the first signal, where nobody asks.
+
     Attributes:
         signal: The number of the signal that came, or 0.
     """
 
-    def __init__(self) -> None:
-        self.signal = 0
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.signal, self._at_once = 0, at_once
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -49,6 +52,6 @@ class Interrupt:
             signal.signal(each, before)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        insists, self.signal = self._at_once or self.asked, number
+        if insists:
             raise KeyboardInterrupt
-        self.signal = number

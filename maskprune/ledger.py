@@ -86,6 +86,11 @@ class Ledger:
             os.fsync(file.fileno())
         self.rows += new
 
+    def clear(self) -> None:
+        """Drops all rows, and keeps what the study is."""
+        replace_file(self.path, _line(self.about))
+        self.rows, self.damaged = [], []
+
     def find(self, **values: Any) -> list[Row]:
         """The rows that hold these values."""
         return [row for row in self.rows if all(row.get(name) == value for name, value in values.items())]

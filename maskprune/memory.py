@@ -141,6 +141,13 @@ class Memory:
         if self.finished:
             self._write(lambda: [checkpoint.remove(self.folder / name) for name in (STATES, REACHED)])
 
+    def forget(self) -> None:
+        """Drops all answers: what they led to is safe elsewhere. The clock goes on."""
+        self.flush()
+        self._known.clear()
+        self._write(lambda: self._ledger.clear())
+        self._write(lambda: [checkpoint.remove(self.folder / name) for name in (STATES, REACHED)])
+
     def recalling(self, name: str, function: Callable[..., Mapping[str, Any]]) -> Callable[..., dict[str, Any]]:
         """The same function, whose answers are kept: numbers or arrays by name, for arguments that are pytrees.
 

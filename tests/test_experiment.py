@@ -80,7 +80,7 @@ def test_writes_everything_it_promises(finished):
     out, result, _ = finished
     assert {path.name for path in out.iterdir()} == {
         "result.json", "history.csv", "network.npz", "report.html", "pictures",
-        "network.stablehlo", "network.onnx", "network.safetensors", "network.orbax",
+        "network.stablehlo", "network.onnx", "network.safetensors", "network.orbax", "memory",
     }  # fmt: skip
     kept = json.loads((out / "result.json").read_text())
     promised = "config seed versions device precision initial_score final_score relative_rmse masks_before masks_after"
