@@ -9,6 +9,7 @@ python -m maskprune replay runs/sobel-20261127-130000
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -198,11 +199,14 @@ def _run(network: Callable[[Any], Any], picture: Any, source: Path) -> Any:
 def _write_picture(path: Path, values: Any) -> None:
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from maskprune.files import replace_file
+
+    content, kinds = io.BytesIO(), Image.registered_extensions()
     try:
-        Image.fromarray(values).save(path)
+        Image.fromarray(values).save(content, format=kinds[path.suffix.lower()])
     except (ValueError, KeyError) as error:
         raise ValueError(f"`{path}` cannot be written as a picture: use an ending such as .png. ({error})") from error
+    replace_file(path, content.getvalue())
 
 
 def replay(config: Replay) -> str:

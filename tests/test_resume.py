@@ -252,3 +252,35 @@ def test_replay_repeats_and_compares(place, expected, tmp_path):
     (other / "memory" / "answers.jsonl").unlink()
     Ledger.open(other / "memory" / "answers.jsonl", ledger.about).add(rows)
     assert repeat.differences(expected[0], other)[0] == "training 1 was asked the same, and gave another answer"
+
+
+def study(place, out):
+    """A child: a study of two networks, of whose sessions none is in its ledger yet."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    import reset
+    from protocol import Pictures, Recipe
+    from studies import Options
+
+    recipe = Recipe(crop=32, batch=4, first_steps=1000, steps=50, border=4, learning_rate=5e-3)
+    pictures = Pictures("threshold", place / "pictures.npz", size=48)
+    options = Options(pictures, out, recipe=recipe, networks=2, widths=(2, 2), kernel=3, quiet=True)
+    reset.main(reset.Config(options=options))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_study_goes_on_within_a_network(place, fork, tmp_path, number):
+    for out in (tmp_path / "whole", tmp_path / "stopped"):
+        process = fork(study, place, out)
+        if out.name == "stopped":
+            while len(list((out / "memory").glob("states/*"))) < 2:  # of the first network
+                time.sleep(0.02)
+            os.kill(process.pid, number)
+            assert finish(process) == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+            assert len(Ledger.read(out / "rows.jsonl").rows) == 0
+            kept = Ledger.read(out / "memory" / "answers.jsonl").find(name="training")
+            process = fork(study, place, out)
+            process.join(0.5)
+        assert finish(process) == 0
+    first, second = (Ledger.read(tmp_path / name / "rows.jsonl").rows for name in ("whole", "stopped"))
+    assert kept and json.dumps(first) == json.dumps(second)
+    assert (tmp_path / "whole" / "reset.csv").read_bytes() == (tmp_path / "stopped" / "reset.csv").read_bytes()
