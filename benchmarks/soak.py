@@ -6,46 +6,33 @@ measures the resident memory after each. JAX keeps compiled programs of function
 part warms up: imports, allocators and caches fill once. Growth is that of a line through the rest, from its beginning
 to its end.
 
-    python benchmarks/soak.py --hours 2
+    python benchmarks/soak.py --hours 2 --json benchmarks/results/soak_cpu.json
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
-import json
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import tyro
+from common import MB, Row, write
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+WARM_UP = 0.2  # share of the time after which memory counts
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How long, and how much of it is warming up."""
-
-    hours: float = 2.0
-    """Length of the whole."""
-    warm_up: float = 0.2
-    """Share of it after which memory counts."""
-    json: Path | None = None
-    """Where to write the result."""
-
-
-def resident() -> int:
-    """Bytes of memory this process holds."""
+def resident_mb() -> float:
+    """Megabytes that this process holds."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
 
 
 def once(folder: Path, seed: int) -> None:
@@ -53,50 +40,40 @@ def once(folder: Path, seed: int) -> None:
     import minimize
 
     recipe = minimize.Recipe(crop=32, batch=4, first_steps=200, steps=50, final_steps=50)
-    config = minimize.Config(
-        minimize.Pictures(size=64), out=folder, recipe=recipe, seed=seed, widths=(3, 3), quiet=True
-    )
-    minimize.main(dataclasses.replace(config, max_rounds=4))
+    config = minimize.Config(minimize.Pictures(size=64), out=folder, recipe=recipe, seed=seed, widths=(3, 3))
+    try:
+        minimize.main(dataclasses.replace(config, max_rounds=4, quiet=True))
+    except RuntimeError as error:  # no start learned: as good a run as any other here
+        print(error)
+    jax.clear_caches()
 
 
-def main(config: Config) -> dict[str, Any]:
-    end, began, times, sizes = time.monotonic() + 3600 * config.hours, time.monotonic(), [], []
-    while time.monotonic() < end:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            once(folder / "run", seed=len(times))
-        except RuntimeError as error:  # no start learned: as good a run as any other here
-            print(error)
-        shutil.rmtree(folder)
-        jax.clear_caches()
-        times.append(time.monotonic() - began)
-        sizes.append(resident())
-        print(f"run {len(times)}, {times[-1] / 60:.1f} min: {sizes[-1] / 2**20:.1f} MiB", flush=True)
-        if config.json:
-            config.json.write_text(json.dumps(result(config, times, sizes), indent=1) + "\n")
-    return result(config, times, sizes)
+def growth(rows: list[Row]) -> float | None:
+    """By how much a line through what came after the warm-up rises, as a share; None for too few runs."""
+    late = [row for row in rows if row["minutes"] >= WARM_UP * rows[-1]["minutes"]]
+    if len(late) < 3:
+        return None
+    minutes, sizes = (np.array([row[name] for row in late]) for name in ("minutes", "resident_mb"))
+    slope, level = np.polyfit(minutes - minutes[0], sizes, 1)
+    return float(slope * (minutes[-1] - minutes[0]) / level)
 
 
-def result(config: Config, times: list[float], sizes: list[int]) -> dict[str, Any]:
-    """Growth of the line through what came after the warm-up, and the series."""
-    import maskprune
-
-    late = [(at, size) for at, size in zip(times, sizes, strict=True) if at >= config.warm_up * 3600 * config.hours]
-    growth = None
-    if len(late) > 2:
-        at, size = np.array(late).T
-        slope, level = np.polyfit(at - at[0], size, 1)
-        growth = slope * (at[-1] - at[0]) / level
-    return {
-        "runs": len(times),
-        "hours": times[-1] / 3600 if times else 0.0,
-        "growth_after_warm_up": growth,
-        "MiB": [round(size / 2**20, 1) for size in sizes],
-        "versions": maskprune.record.versions(),
-        "device": maskprune.record.device(),
-    }
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=2.0, help="how long")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    began = time.monotonic()
+    while not rows or time.monotonic() - began < 3600 * options.hours:
+        with tempfile.TemporaryDirectory() as folder:
+            once(Path(folder) / "run", seed=len(rows))
+        rows.append({"minutes": (time.monotonic() - began) / 60, "resident_mb": resident_mb()})
+        print(f"run {len(rows)}, {rows[-1]['minutes']:.1f} min: {rows[-1]['resident_mb']:.1f} MB", flush=True)
+        write(options.json, rows, growth=growth(rows))
+    if (grown := growth(rows)) is not None:
+        print(f"{len(rows)} runs, growth {grown:.2%}")
 
 
 if __name__ == "__main__":
-    found = main(tyro.cli(Config, description=__doc__))
-    print(f"{found['runs']} runs in {found['hours']:.2f} hours, growth {found['growth_after_warm_up']:.2%}")
+    main()

@@ -298,6 +298,29 @@ def memory(result: Result) -> str:
     return markdown([head[i] for i in keep], [[line[i] for i in keep] for line in lines])
 
 
+def trust(result: Result) -> str:
+    lines = [
+        [
+            row["kind"],
+            squared(row["size"]),
+            f"{row['name']}, {row.get('optimizer', 'soap')}",
+            f"{row['ratio']:.3f}",
+            f"{row['results']} of {row['runs']} runs" if "runs" in row else "",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["", "pictures", "", "time, ratio to the first", "different results"], lines)
+
+
+def soak(result: Result) -> str:
+    rows = result["rows"]
+    marks = [rows[round(share * (len(rows) - 1))] for share in (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)]
+    lines = [[f"{row['minutes']:.0f}", f"{row['resident_mb']:.0f}"] for row in marks]
+    said = f"{len(rows)} runs in {rows[-1]['minutes'] / 60:.2f} hours; growth after the first fifth: "
+    said += "too few runs." if result["growth"] is None else f"{result['growth']:.2%}."
+    return f"{said}\n\n" + markdown(["minutes", "megabytes"], lines)
+
+
 def roofline(result: Result) -> str:
     rows, peak = result["rows"], result["peak"]
     sizes = unique(rows, "size")
@@ -430,6 +453,22 @@ SECTIONS = (
         "(compiling included), and what the compiled program of one group of members needs.",
         "python benchmarks/memory.py --sizes 128 256 --json FILE",
         memory,
+    ),
+    Section(
+        "trust",
+        "Saving, and the same bits",
+        "Sessions of the 1-5-5-1 network that take turns: without saving, with a save every second, and with one after "
+        "every chunk of 100 steps, each until all is on the disk; and processes that take turns, with and without "
+        "`--deterministic`: how long, and how many different results.",
+        "python benchmarks/trust.py --sizes 64 256 --json FILE",
+        trust,
+    ),
+    Section(
+        "soak",
+        "Hours of minimizing in one process",
+        "The resident memory of one process that runs small minimizations one after another, measured after each.",
+        "python benchmarks/soak.py --hours 2 --json FILE",
+        soak,
     ),
     Section(
         "roofline",

@@ -37,7 +37,7 @@ from protocol import (
     problems_of,
     set_up,
 )
-from runs import OWN, begun_with, digest_file, finished, plain, remember, working_in, writing
+from runs import OWN, begun_with, compute_exactly, digest_file, finished, plain, remember, working_in, writing
 
 
 # Configuration. jax and maskprune are imported below, inside functions, so that --help answers at once.
@@ -107,6 +107,8 @@ class Config:
     """Mirror training crops at random; for filters that know no direction."""
     start_from: Path | None = None
     """A saved network.npz to minimize, in place of training one."""
+    deterministic: bool = False
+    """On a GPU: the same bits every time, more slowly. On a CPU they always are, for one number of cores."""
     save_every: float = 1.0
     """Seconds of training that a crash may cost at most, beside the steps that are computed at once."""
     quiet: bool = False
@@ -348,6 +350,7 @@ def main(config: Config, interrupt: Any = None) -> dict[str, Any]:
     """Runs one search, or as many as --replicas says. Returns what `result.json` holds, of the smallest network."""
     given = begun_with("minimize.py", config)
     config, recipe = resolve(given)
+    compute_exactly(config.deterministic)
     import maskprune
     from maskprune.display import Display
 

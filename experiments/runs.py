@@ -24,6 +24,17 @@ MEMORY = "memory"
 OWN = ("out", "quiet", "save_every", "resume", "repeat")  # options that decide nothing about the result
 
 
+# Sums in a fixed order, and no choice among kernels by how fast they ran this time.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+
+
+def compute_exactly(deterministic: bool) -> None:
+    """Sets XLA's flags for `--deterministic`. They hold if nothing was computed before."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if deterministic and DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+
+
 def begun_with(program: str, config: Any) -> Any:
     """The configuration that is meant: with `--resume` or `--repeat` the one that the run there was begun with."""
     folder = config.resume or config.repeat
@@ -144,6 +155,7 @@ def facts() -> dict[str, str]:
         "device": maskprune.record.device(),
         "cores": f"{cores}",  # sums over a picture are divided among them
         "convolution": maskprune.conv.describe_way(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 

@@ -31,7 +31,7 @@ from protocol import (
     problems_of,
     set_up,
 )
-from runs import MEMORY, going_on
+from runs import MEMORY, compute_exactly, going_on
 
 
 Row = dict[str, Any]
@@ -57,6 +57,8 @@ class Options:
     """Kernel size, odd."""
     at_once: int = 1
     """Networks whose sessions are trained side by side: many keep a GPU busy. A stop costs at most their work."""
+    deterministic: bool = False
+    """On a GPU: the same bits every time, more slowly. On a CPU they always are, for one number of cores."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -213,6 +215,7 @@ def run(program: str, config: Any, sizes: Mapping[str, Any], ask: Callable[[Stud
     from maskprune.display import Display
 
     config, recipe = resolve(program, config, sizes, more)
+    compute_exactly(config.options.deterministic)
     with (
         Display(quiet=config.options.quiet) as show,
         going_on(f"{program}.py", folder_of(program, config.options), show.say) as interrupt,

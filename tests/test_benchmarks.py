@@ -124,6 +124,22 @@ def test_memory(run):
     assert 0 < row["temp_mb"] < row["program_mb"]
 
 
+def test_trust(run):
+    found = run("trust", "--sizes", 16, "--batch", 1, "--steps", 30, "--repeats", 1)
+    assert found.keys() == FACTS
+    saving = [row for row in found["rows"] if row["kind"] == "saving"]
+    assert [row["name"] for row in saving] == ["nothing is saved", "every second", "after every chunk"]
+    repeated = [row for row in found["rows"] if row["kind"] == "same bits"]
+    assert len(repeated) == 4 and all(row["results"] == row["runs"] == 1 for row in repeated)
+
+
+def test_soak(run, program):
+    found = run("soak", "--hours", 0)
+    assert found.keys() == {*FACTS, "growth"} and found["growth"] is None and len(found["rows"]) == 1
+    rows = [{"minutes": at, "resident_mb": 700 if at < 2 else 800 + at} for at in range(10)]
+    assert program("soak").growth(rows) == pytest.approx(7 / 802)
+
+
 @pytest.mark.slow
 def test_more_members_at_once_need_more_memory(run):
     found = run(
@@ -303,6 +319,14 @@ MADE_UP = {
         {"size": 64, "members": 0, "name": "convolution, forward, layer 1", "us_a_step": 12.345, "share": 0.25},
         {"size": 64, "members": 8, "name": "short kernels of XLA", "us_a_step": 3.0, "share": 0.5},
     ],
+    "trust_toy": [
+        {"kind": "saving", "name": "every second", "size": 64, "median_ms": 1.0, "spread": 1.1, "ratio": 1.0125},
+        {
+            "kind": "same bits", "name": "--deterministic", "optimizer": "adam", "size": 64, "runs": 5, "results": 1,
+            "median_ms": 1.0, "ratio": 1.5,
+        },
+    ],
+    "soak_toy": [{"minutes": 12.0 * number, "resident_mb": 700.0 + number} for number in range(11)],
 }  # fmt: skip
 
 
@@ -311,6 +335,7 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         more = {"device": "abacus", "convolution": "native (beads)", "versions": {"jax": "0.0.1"}}
         more |= {"replicas_speedup": 1.25} if name == "minimization_toy" else {}
         more |= {"peak": {"one_core_gflops": 60.0, "all_cores_gflops": 120.0, "cores": 2}} if "roof" in name else {}
+        more |= {"growth": 0.0123} if name == "soak_toy" else {}
         more |= {"good": 0.05} if name == "convergence_toy" else {}
         more |= {"driver": "9.9", "note": "Counted by hand."} if name == "step_profile_toy" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps({**more, "rows": rows}))
@@ -333,6 +358,10 @@ def test_the_page_says_what_the_results_say(program, monkeypatch, tmp_path):
         "| convolution, forward, layer 1 | 12.3 (25%) |  |",
         "The peak is 60 GFLOP/s on one core and 120 on 2.",
         "| 5 to 5, forward | 61 (51%) |",
+        "| saving | 64² | every second, soap | 1.012 |  |",
+        "| same bits | 64² | --deterministic, adam | 1.500 | 1 of 5 runs |",
+        "11 runs in 2.00 hours; growth after the first fifth: 1.23%.",
+        "| 120 | 710 |",
         "| 128² | 16 members, 5 at once | 270 | 455 | 1.0 | 0.5 | 18.0 | 19.5 |",
     ):
         assert expected in text
