@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -27,6 +28,12 @@ void fail_below(const char *path, long when, int code, int for_good) {
 }
 
 long count_calls(void) { return calls; }
+
+/* The same for a whole program: FAIL_BELOW, FAIL_AT, FAIL_WITH and FAIL_LASTING say it in its environment. */
+__attribute__((constructor)) static void begin(void) {
+  const char *path = getenv("FAIL_BELOW");
+  if (path) fail_below(path, atol(getenv("FAIL_AT")), atoi(getenv("FAIL_WITH")), atoi(getenv("FAIL_LASTING")));
+}
 
 static int hit(void) {
   long number = atomic_fetch_add(&calls, 1);

@@ -1,5 +1,6 @@
 """Every call that writes, failing: nothing that was safe is lost, the run goes on, and the user is told."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import ndimage
+
+from maskprune import repeat
 
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not COMPILER, reason="needs Linux and a C compiler")
 HERE = Path(__file__).parent
+ERRORS = [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,39 @@ def fail(disk, folder, kind, stride):
 def test_a_disk_that_fails_loses_nothing_that_was_safe(disk, tmp_path, kind):
     found = fail(disk, tmp_path, kind, stride=37 if kind == "once" else 53)
     assert found["calls"] > 50 and found["told"] > found["tried"] * 0.9, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lasting", [0, 1])
+def test_a_whole_run_goes_on_when_the_disk_is_well_again(disk, tmp_path, lasting):
+    noise = np.random.default_rng(5).normal(size=(6, 48, 48))
+    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    np.savez(tmp_path / "pictures.npz", pictures=np.round(255 * smooth).astype(np.uint8))
+    program = [sys.executable, HERE.parent / "experiments" / "minimize.py"]
+    options = "--size 48 --crop 32 --batch 4 --widths 2 2 --strategy one-by-one --max-rounds 2 --save-every 0"
+    options += " --first-steps 400 --steps 100 --final-steps 100 --task threshold"
+    command = [*program, "--data", tmp_path / "pictures.npz", *options.split(), "--out"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, timeout=300, capture_output=True)
+    out, tried = tmp_path / "out", 0
+    for when in [*range(0, 200, 13), *range(200, 1200, 97)]:
+        code = ERRORS[tried % len(ERRORS)]
+        fault = {"FAIL_BELOW": out, "FAIL_AT": when, "FAIL_WITH": code, "FAIL_LASTING": lasting, "LD_PRELOAD": disk}
+        environment = {**os.environ, **{name: str(value) for name, value in fault.items()}, "TMPDIR": str(tmp_path)}
+        done = subprocess.run(
+            [*command, out], env=environment, timeout=300, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr, (when, done.stderr[-2000:])
+        if not (out / "memory" / "answers.jsonl").exists():  # it could not even begin, and said so
+            assert done.returncode and os.strerror(code) in done.stderr, when
+            shutil.rmtree(out, ignore_errors=True)
+            continue
+        again = [*program, "--resume", out]
+        subprocess.run(again, check=True, timeout=300, capture_output=True)
+        assert repeat.differences(tmp_path / "whole", out) == [], (when, code)
+        shutil.rmtree(out)
+        tried += 1
+    assert tried > 10
 
 
 @pytest.mark.slow

@@ -284,3 +284,39 @@ def test_a_study_goes_on_within_a_network(place, fork, tmp_path, number):
     first, second = (Ledger.read(tmp_path / name / "rows.jsonl").rows for name in ("whole", "stopped"))
     assert kept and json.dumps(first) == json.dumps(second)
     assert (tmp_path / "whole" / "reset.csv").read_bytes() == (tmp_path / "stopped" / "reset.csv").read_bytes()
+
+
+def test_a_disk_that_is_full_at_the_end_costs_nothing(place, expected, tmp_path, program_main, monkeypatch, capsys):
+    main, config = program_main
+    real, left = maskprune.record.write_csv, [OSError(28, "No space left on device")]
+
+    def write_csv(path, rows):
+        if left:
+            raise left.pop()
+        return real(path, rows)
+
+    monkeypatch.setattr(maskprune.record, "write_csv", write_csv)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    recipe = dataclasses.replace(config.recipe, steps=5, strategy="one-by-one")
+    config = dataclasses.replace(config, recipe=recipe, max_rounds=1, quiet=False, out=tmp_path / "out")
+    result = main(config)
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "No space left on device" in said and "--resume" in said
+    (elsewhere,) = tmp_path.glob("out-*")
+    assert json.loads((elsewhere / "result.json").read_text())["enabled"] == result["enabled"]
+    again = main(dataclasses.replace(type(config)(), resume=tmp_path / "out"))
+    assert again["enabled"] == result["enabled"] and (tmp_path / "out" / "report.html").exists()
+    assert repeat.count_answers(tmp_path / "out") and (tmp_path / "out" / "history.csv").read_bytes()
+    assert main(dataclasses.replace(type(config)(), resume=tmp_path / "out")) == json.loads(
+        (tmp_path / "out" / "result.json").read_text()
+    )
+
+
+def test_a_folder_that_vanishes_costs_nothing_but_itself(place, fork, expected, tmp_path):
+    out = tmp_path / "out"
+    process = fork(work, place, out, False)
+    while not list((out / "memory").glob("*/*")):
+        time.sleep(0.02)
+    os.rename(out, tmp_path / "gone")
+    assert finish(process) == 0  # the results are written to a folder of the old name
+    assert (out / "network.npz").read_bytes() == (expected[0] / "network.npz").read_bytes()
