@@ -210,7 +210,7 @@ def stagnation(*, improvement: float, patience: int, error: Callable[[TrainState
     def watch(state: TrainState, losses: np.ndarray) -> str:
         if len(losses) <= memory["seen"]:  # losses only ever grow within a session
             memory.update(fresh)
-        found = float(np.mean(losses[memory["seen"] :])) if error is None else error(state)
+        found = float(np.mean(losses[memory["seen"] :], dtype=float)) if error is None else error(state)
         better = found < memory["best"] * (1 - improvement)
         memory.update(
             best=found if better else memory["best"], waited=0 if better else memory["waited"] + 1, seen=len(losses)

@@ -154,7 +154,7 @@ def constant_score(targets: np.ndarray, *, border: int = 0, levels: int = 12) ->
         levels: How many constants are tried, from the mean of the targets up to 1.
     """
     values = unit(targets)
-    constants = np.geomspace(max(float(values.mean()), 1e-3), 1.0, levels, dtype=np.float32)
+    constants = np.geomspace(max(float(values.mean(dtype=float)), 1e-3), 1.0, levels, dtype=np.float32)
     rows, columns = (slice(border, side - border) for side in values.shape[1:3])
     values = values[:, rows, columns].reshape(len(values), -1)
     total = values.sum(axis=1, dtype=float)
