@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskprune.lanes import Lanes
-from maskprune.memory import with_less_memory
+from maskprune.headroom import with_less_memory
 from maskprune.session import (
     Course,
     Draw,

@@ -19,7 +19,7 @@ from maskprune.compact import judged
 from maskprune.data.batches import DeviceSplit, Parts, draw_batch, to_device, to_unit
 from maskprune.data.split import Dataset, Split
 from maskprune.data.targets import unit
-from maskprune.memory import with_less_memory
+from maskprune.headroom import with_less_memory
 from maskprune.network import Params
 from maskprune.train import TrainState
 

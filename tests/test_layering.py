@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "memory", "statistics", "sums"},
+    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "headroom", "statistics", "sums"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
