@@ -7,6 +7,9 @@ would take longer than `--longest` seconds is left out. Memory is what the compi
 
     python benchmarks/population.py --sizes 64 --members 1 4 16 64 --json benchmarks/results/population_cpu.json
     python benchmarks/population.py --sizes 64 --members 16 --at-once 1 2 4 8 16
+    python benchmarks/population.py --sizes 64 --members 1 4 16 64 --invariant
+
+With `--invariant` a population whose members' bits do not depend on their company takes turns with the usual one, too.
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ def single(found: Problem) -> Timed:
     return run
 
 
-def side_by_side(found: Problem, members: int, at_once: int | None) -> Timed:
-    population = maskprune.make_population(found.step, found.draw, chunk=CHUNK, at_once=at_once)
+def side_by_side(found: Problem, members: int, at_once: int | None, *, invariant: bool = False) -> Timed:
+    population = maskprune.make_population(found.step, found.draw, chunk=CHUNK, at_once=at_once, invariant=invariant)
     keys = jax.random.split(jax.random.key(0), members)
     states = found.states(keys)
 
@@ -68,6 +71,18 @@ def compare(alone: Timed, together: Timed, counts: tuple[int, int], repeats: int
     }
 
 
+def compare_modes(usual: Timed, invariant: Timed, steps: int, repeats: int) -> Row:
+    """A member's step in the invariant mode and in the usual one, in turns, after a first run of the former."""
+    invariant(1)
+    times = [(usual(steps)[0], invariant(steps)[0]) for _ in range(repeats)]
+    one, other = (summary(column) for column in zip(*times, strict=True))
+    return {
+        "invariant_ms": other["median_ms"],
+        "invariant_spread": other["spread"],
+        "ratio_of_invariant": other["median_ms"] / one["median_ms"],
+    }
+
+
 def rows_of(size: int, options: argparse.Namespace) -> Iterator[Row]:
     found = problem(size, options.batch, pool=POOL)
     alone = single(found)
@@ -81,7 +96,11 @@ def rows_of(size: int, options: argparse.Namespace) -> Iterator[Row]:
                 print(f"{size:>4}²  {members:>5} members: left out, a step would take {pace_now * members / 1e3:.0f} s")
                 continue
             counts = steps, fitting(options.steps, options.budget, pace_now * members)
-            row = compare(alone, side_by_side(found, members, at_once), counts, options.repeats)
+            together = side_by_side(found, members, at_once)
+            row = compare(alone, together, counts, options.repeats)
+            if options.invariant:
+                fixed = side_by_side(found, members, at_once, invariant=True)
+                row |= compare_modes(together, fixed, counts[1], options.repeats)
             pace_now = row["median_ms"]
             yield {"size": size, "batch": options.batch, "members": members, "own_choice": at_once is None, **row}
 
@@ -90,9 +109,14 @@ def say(row: Row) -> None:
     print(
         f"{row['size']:>4}²  {row['members']:>5} members, {row['at_once']:>4} at once  {row['median_ms']:8.4f} ms  "
         f"spread {row['spread']:.2f}  {row['ratio_to_single']:.2f} × a single session's {row['single_ms']:.3f} ms  "
+        f"{_invariant(row)}"
         f"{row['steps_per_s']:8.0f} steps/s  {row['program_mb'] or 0:7.1f} MB  (compiled in {row['compile_s']:.1f} s)",
         flush=True,
     )
+
+
+def _invariant(row: Row) -> str:
+    return f"invariant {row['ratio_of_invariant']:.2f} × that  " if "ratio_of_invariant" in row else ""
 
 
 def main() -> None:
@@ -100,6 +124,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256], help="sides of the pictures")
     parser.add_argument("--members", type=int, nargs="+", default=[1, 4, 16, 64], help="networks side by side")
     parser.add_argument("--at-once", type=int, nargs="+", help="members trained at once; default: its own choice")
+    parser.add_argument("--invariant", action="store_true", help="compare with the invariant mode, too")
     parser.add_argument("--batch", type=int, default=3, help="pictures a step")
     parser.add_argument("--steps", type=int, default=CHUNK, help="steps a timing, at most")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a timing, where one step does not take more")

@@ -149,6 +149,8 @@ def ending(result: Mapping[str, Any]) -> list[str]:
             "Checked: without its disabled masks the network gives the same output, to within"
             f" {number(result['verified_max_abs_difference'], 2)}."
         )
+    if dead := [f"{name}[{i}]" for name, numbers in (result.get("dead_masks") or {}).items() for i in numbers]:
+        lines.append(f"Dead: {', '.join(dead)} put out 0 on every picture it was judged by.")
     return lines
 
 

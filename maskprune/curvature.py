@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune.network import Network, Params, effective_params, trainable, trained_leaves
+from maskprune.sums import product_of_rows, sum_of_parts
 
 
 Residuals = Callable[[Params, Any], jax.Array]  # residuals(params, batch) -> float[R]; the loss is their mean square
@@ -110,15 +110,17 @@ def gauss_newton(
         chunk: See `jacobian`.
 
     Raises:
-        ValueError: `examples` is less than 1, or the arrays of `batch` do not agree on the number of examples.
+        ValueError: `examples` is less than 1, or the arrays of `batch` do not agree on the number of examples: see
+            `sum_of_parts`.
     """
 
     def sums(part: Any) -> tuple[jax.Array, jax.Array]:
         rows = _rows(lambda params: residuals(params, part), network, chunk)
-        return _product(rows, rows.T), _product(rows, residuals(effective_params(network), part))
+        found = residuals(effective_params(network), part)
+        return product_of_rows(rows.T, rows.T), product_of_rows(rows.T, found[:, None])[:, 0]
 
     count = jax.eval_shape(residuals, network.params, batch).size
-    matrix, gradient = _summed(sums, batch, examples)
+    matrix, gradient = sums(batch) if examples is None else sum_of_parts(sums, batch, examples)
     return Quadratic(2.0 / count * matrix, 2.0 / count * gradient)
 
 
@@ -193,24 +195,3 @@ def _leaf_rows(function: Callable[[jax.Array], jax.Array], leaf: jax.Array, move
         return rows.at[picked].set(found, mode="drop")
 
     return jax.lax.fori_loop(0, -(-jnp.sum(moves) // chunk), add, _no_rows(function, leaf))
-
-
-def _product(one: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.matmul(one, other, precision="highest")
-
-
-def _summed(function: Callable[[Any], Any], batch: Any, examples: int | None) -> Any:
-    """The sum of `function(part)` over parts of a batch, each of as many examples, the last of what remains."""
-    if examples is None:
-        return function(batch)
-    counts = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
-    if examples < 1 or len(counts) != 1 or () in counts:
-        found = f"`examples` is {examples} and the arrays of `batch` have the lengths {sorted(counts)}"
-        raise ValueError(f"{found}: give 1 or more, and arrays whose first axis counts the same examples.")
-    ((count,),) = counts
-    parts, rest = divmod(count, examples)
-    whole = jax.tree.map(lambda leaf: leaf[: count - rest].reshape(parts, examples, *leaf.shape[1:]), batch)
-    add = partial(jax.tree.map, jnp.add)
-    zero = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(function, batch))
-    total, _ = jax.lax.scan(lambda total, part: (add(total, function(part)), None), zero, whole)
-    return add(total, function(jax.tree.map(lambda leaf: leaf[count - rest :], batch))) if rest else total

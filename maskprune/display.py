@@ -88,7 +88,9 @@ class Display:
         self.start(label, steps)
 
         def watch(state: TrainState, losses: np.ndarray) -> str:
-            self.move(int(np.max(np.asarray(state.step))), f"loss {float(np.nanmean(losses[..., -100:])):.3g}")
+            last = losses[..., -100:]
+            last = last[np.isfinite(last)]  # members that are dead or done have none
+            self.move(int(np.max(np.asarray(state.step))), f"loss {np.mean(last):.3g}" if last.size else "")
             return ""
 
         return watch
@@ -104,7 +106,7 @@ class Display:
         extra = f"  relative RMSE {row['relative_rmse']:.3f}" if "relative_rmse" in row else ""
         tag = f"{escape(tag)} " if tag else ""
         self.console.print(
-            f"{tag}{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {found.reason}{extra}"
+            f"{tag}{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {escape(found.reason)}{extra}"
         )
         seconds = int(found.left * found.seconds)
         soon = f", {seconds // 60}:{seconds % 60:02}" if seconds else ""

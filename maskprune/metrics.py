@@ -19,14 +19,15 @@ from maskprune.quality import PrecisionRecallF1 as PrecisionRecallF1
 from maskprune.quality import precision_recall_f1 as precision_recall_f1
 from maskprune.quality import ssim as ssim
 from maskprune.quality import uiqi as uiqi
+from maskprune.sums import centred
 
 
 Average = Literal["macro", "micro"]
 
 PSNR_CAP = 100.0  # dB, given to equal pictures; float32 pictures in [0, 1] that differ rarely come near
 
-# Float32 sums leave about 1e-6 of ΣT² behind as the spread of a constant target; below this share it is called flat.
-_FLAT_SHARE = 1e-5
+# Pictures of different sizes leave about 1e-14 of ΣT² behind as the spread of one constant; below this it is flat.
+_FLAT_SHARE = 1e-12
 
 
 class _Columns(NamedTuple):
@@ -36,8 +37,13 @@ class _Columns(NamedTuple):
     overlap: np.ndarray  # Σ min(O, 1)·T
     squared_error: np.ndarray  # Σ (O − T)²
     target: np.ndarray  # Σ T
-    target_squared: np.ndarray  # Σ T²
+    spread: np.ndarray  # Σ (T − mean of the picture's T)²
     pixels: np.ndarray  # how many numbers were summed
+
+    @property
+    def power(self) -> np.ndarray:
+        """Σ T², from two numbers of which neither is small because two large ones cancelled."""
+        return self.spread + self.target**2 / self.pixels
 
 
 def picture_sums(
@@ -52,8 +58,8 @@ def picture_sums(
         ceiling: the largest output that counts in TP, see `losses.soft_f1`.
 
     Returns:
-        `float32[N, 6]`; the columns are Σ|O − T|, TP = Σ min(O, ceiling)·T, Σ(O − T)², ΣT, ΣT² and the number of
-        pixels. Rows of many batches may be concatenated.
+        `float32[N, 6]`, each to about 2e-7 of itself; the columns are Σ|O − T|, TP = Σ min(O, ceiling)·T, Σ(O − T)²,
+        ΣT, Σ(T − mean of T)² and the number of pixels. Rows of many batches may be concatenated.
 
     Raises:
         ValueError: see `losses.crop_border`.
@@ -61,7 +67,8 @@ def picture_sums(
     output, target = crop_border(output, target, border)
     difference = output - target
     pixels = jnp.full(output.shape[0], output[0].size, jnp.float32)
-    terms = (jnp.abs(difference), overlap(output, target, ceiling), jnp.square(difference), target, jnp.square(target))
+    apart = centred(target, axis=(1, 2, 3))
+    terms = (jnp.abs(difference), overlap(output, target, ceiling), jnp.square(difference), target, jnp.square(apart))
     return jnp.stack([*(picture_total(term).astype(jnp.float32) for term in terms), pixels], axis=1)
 
 
@@ -79,7 +86,7 @@ def scores_from_sums(sums: jax.typing.ArrayLike, *, average: Average = "macro") 
         * `mae`, `mse`: mean absolute and mean squared error.
         * `relative_rmse`: √(Σ(O − T)² / ΣT²). For an all-zero target the mean square of a target of ones takes the
           place of its own: √mse, so 0 only if the output is blank too.
-        * `r2`: 1 − SSE/SST. For a flat target (SST below 1e-5 of ΣT², where float32 sums cannot tell): 1 if the
+        * `r2`: 1 − SSE/SST. For a flat target (SST below 1e-12 of ΣT², where float32 sums cannot tell): 1 if the
           error is 0, else 0.
         * `psnr`: 10·log10(1/mse) in dB for a peak of 1, at most 100, which equal pictures get.
 
@@ -130,14 +137,15 @@ def _mse_of(columns: _Columns) -> float:
 
 
 def _relative_rmse_of(columns: _Columns) -> float:
-    power = columns.target_squared.sum() or columns.pixels.sum()
+    power = columns.power.sum() or columns.pixels.sum()
     return np.sqrt(columns.squared_error.sum() / power)
 
 
 def _r2_of(columns: _Columns) -> float:
-    power, residual = columns.target_squared.sum(), columns.squared_error.sum()
-    spread = power - columns.target.sum() ** 2 / columns.pixels.sum()
-    return 1 - residual / spread if spread > _FLAT_SHARE * power else float(residual == 0)
+    residual, pixels = columns.squared_error.sum(), columns.pixels
+    between = columns.target / pixels - columns.target.sum() / pixels.sum()  # of the pictures' means
+    spread = np.sum(columns.spread + pixels * between**2)
+    return 1 - residual / spread if spread > _FLAT_SHARE * columns.power.sum() else float(residual == 0)
 
 
 def _psnr_of(columns: _Columns) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,8 @@ from maskprune.early import Early
 from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move
 from maskprune.network import Network, Params, count_enabled
 from maskprune.race import NO_SESSION, Candidate, Evaluate, TrainShare, best, joined, race
-from maskprune.rounds import Limits, Rival, Round, Rules
-from maskprune.select.base import Selector, rank
+from maskprune.rounds import Limits, Rival, Round, Rules, name_masks, name_tried
+from maskprune.select.base import Scores, Selector, rank, unscored
 from maskprune.session import SessionReport
 from maskprune.train import TrainState, init_state
 
@@ -55,12 +55,14 @@ def minimize(
         key: Root key. Selection and training of every round get keys of their own, by `fold_in`.
         state: A trained network.
         train: `train(key, state) -> (state, report)`: one short session.
-        evaluate: `evaluate(state) -> {"score": ..., ...}`; `"score"` decides, higher is better. It should run what
+        evaluate: `evaluate(state) -> {"score": ..., ...}`; `"score"` decides, higher is better. A `"flat"` of 1 says
+            that the output is the same everywhere, which is then told with the verdict. It should run what
             `judged(apply, state.network)` gives, so that masks whose removal is not exact are judged by the network
             without them.
         optimizer: For fresh optimizer states; the one `train` was built with.
         selector: Scores masks, the lowest goes first. Which may go at all is decided here: enabled, not frozen, not
-            among the last `min_enabled` of a group.
+            among the last `min_enabled` of a group. Masks it scores with NaN go last, and infinities where they stand:
+            the round's reason names them.
         batch: Sample of training data for the selector, and for `remove`.
         rules: How candidates are chosen and judged.
         limits: When to stop early.
@@ -75,7 +77,12 @@ def minimize(
         clock: Seconds from any beginning on, for `limits.seconds` and `Round.seconds`; see `Memory.clock`.
 
     Yields:
-        A `Round` for the network as given, then one after another. The last one says why the search ended.
+        A `Round` for the network as given, then one after another. The last one says why the search ended. Where a
+        loss, an update or a score was not finite, the round is refused, and its reason names the step; of rivals, and
+        of the control, the masks as well. The state held is then that of before, bit for bit.
+
+    Raises:
+        ValueError: The network as given has no finite score; or see `Rules.least`, and `select.rank`.
     """
     rules = rules or Rules()
     for option in ("racing", "early") if train_many is None else ():
@@ -85,7 +92,7 @@ def minimize(
         train_many = _in_turn(train, optimizer)
     take = (lambda network, chosen: remove(network, chosen, batch)) if remove else disable
     keyed = lambda purpose, number: jax.random.fold_in(jax.random.fold_in(key, purpose), number)
-    scores = lambda number, network: rank(selector(keyed(0, number), network, batch), network)
+    scores = lambda number, network: selector(keyed(0, number), network, batch)
     search = _Search(state, rules, limits or Limits(), plan=plan, scores=scores, clock=clock)
     early = None if rules.early is None else Early(rules.early)
     yield search.begin(dict(evaluate(state)))
@@ -116,9 +123,11 @@ def minimize(
             again = init_state(control.network, optimizer, control.model_state)
             trained, report = train(keyed(1, number), again)
             steps += len(report.losses)
-            if report.finite:
-                control = trained
-                search.measure_reference(float(evaluate(control)["score"]))
+            tried = Candidate(trained, report, dict(evaluate(trained)))
+            if tried.trouble:
+                search.remarks.append(f"the control stays as it was: {tried.trouble}")
+            else:
+                control, search.reference_score = trained, tried.worth
         yield search.judge(found, control=control, steps=steps, began=began)
 
 
@@ -149,13 +158,15 @@ class _Search:
         limits: Limits,
         *,
         plan: Plan,
-        scores: Callable[[int, Network], Sequence[tuple[str, int]]],
+        scores: Callable[[int, Network], Scores],
         clock: Callable[[], float],
     ) -> None:
         self.rules, self.limits, self.clock = rules, limits, clock
         self.number, self.steps, self.began = 0, 0, clock()
         self.reference_state, self.reference_score = state, math.nan
-        self._view = View(state, rules, scores=lambda network: scores(self.number + 1, network))
+        self.remarks: list[str] = []  # what the next verdict has to tell besides
+        self._scores = scores
+        self._view = View(state, rules, scores=self._order)
         self._plan = plan(self._view)
         self.proposal = Proposal([], 0)
         self.stop = ""
@@ -183,19 +194,22 @@ class _Search:
         required = self.required
         winner = best(found, required, saved=[move.saved for move in proposed])
         move, score = proposed[found.index(winner)], float(winner.metrics["score"])
-        accepted, reason = _verdict(score, required, winner.report, self.proposal.enough)
+        accepted, reason = _verdict(winner, required, self.proposal.enough)
         if accepted:
             self._accept(winner.state, score, control)
         self.number, self.steps = self.number + 1, self.steps + steps
+        remarks, self.remarks = self.remarks, []
         self._go_on(Verdict(accepted, winner, found, required))
         rivals = [_rival(each, other) for each, other in zip(proposed, found, strict=True) if other is not winner]
+        remarks = [*(f"{name_tried(each)}: {each.trouble}" for each in rivals if each.trouble), *remarks]
+        reason = f"best of {len(proposed)}: {reason}" if rivals else reason
         return Round(
             number=self.number,
             chosen=move.chosen,
             bypassed=move.bypassed,
             regrown=move.regrown,
             accepted=accepted,
-            reason=f"best of {len(proposed)}: {reason}" if rivals else reason,
+            reason="; ".join([reason, *dict.fromkeys(remarks)]),
             score=score,
             reference=reference,
             required=required,
@@ -209,10 +223,12 @@ class _Search:
             rivals=tuple(rivals),
         )
 
-    def measure_reference(self, score: float) -> None:
-        """Takes the control's score as the reference, unless it is not finite."""
-        if math.isfinite(score):
-            self.reference_score = score
+    def _order(self, network: Network) -> list[tuple[str, int]]:
+        """The selector's order, with a remark where it gave no number."""
+        scores = self._scores(self.number + 1, network)
+        if nameless := unscored(scores, network):
+            self.remarks.append(f"the selector gave no finite number for {name_masks(nameless)}")
+        return rank(scores, network)
 
     def _accept(self, candidate: TrainState, score: float, control: TrainState) -> None:
         self._view.state = candidate
@@ -250,15 +266,14 @@ class _Search:
 
 def _rival(move: Move, candidate: Candidate) -> Rival:
     score = float(candidate.metrics["score"])
-    return Rival(move.chosen, move.bypassed, score, len(candidate.report.losses), move.regrown)
+    return Rival(move.chosen, move.bypassed, score, len(candidate.report.losses), move.regrown, candidate.trouble)
 
 
-def _verdict(score: float, required: float, report: SessionReport, enough: float | None) -> tuple[bool, str]:
-    if not report.finite:
-        return False, f"training failed: {report.stopped}"
-    if not math.isfinite(score):
-        return False, f"the score is {score}"
+def _verdict(found: Candidate, required: float, enough: float | None) -> tuple[bool, str]:
+    if found.trouble:
+        return False, found.trouble
+    score, flat = found.worth, ": its output is the same everywhere" if found.metrics.get("flat") == 1 else ""
     if score >= required:
-        return True, f"{score:.4f} reaches {required:.4f}"
+        return True, f"{score:.4f} reaches {required:.4f}{flat}"
     near = ", but is near" if enough is not None and score >= enough else ""  # the plan may go on from there
-    return False, f"{score:.4f} stays below {required:.4f}{near}"
+    return False, f"{score:.4f} stays below {required:.4f}{near}{flat}"

@@ -80,6 +80,7 @@ def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset
         "masks_before": {name: len(values) for name, values in flags.items()},
         "masks_after": {name: sum(values) for name, values in flags.items()},
         "enabled": flags,
+        "dead_masks": dead_masks(model, network, dataset),
         **{f"{name}_before": values[0] for name, values in sizes.items()},
         **{f"{name}_after": values[1] for name, values in sizes.items()},
         "verified_max_abs_difference": verify(model, network, small, dataset),
@@ -114,6 +115,20 @@ def verify(model: FCN, network: Network, small: Any, dataset: Dataset, *, at_onc
     inputs = dataset.evaluation.inputs
     parts = (to_unit(inputs[i : i + at_once]) for i in range(0, len(inputs), at_once))
     return max(check_same(model.apply, network, small, part) for part in parts)
+
+
+def dead_masks(model: FCN, network: Network, dataset: Dataset) -> dict[str, list[int]]:
+    """Enabled masks that are 0 at every pixel of every evaluation picture, so that nothing would change without them.
+
+    Returns:
+        `{group: [numbers]}`, groups without any left out.
+    """
+    params, lively = effective_params(network), {name: np.zeros(len(on), bool) for name, on in network.enabled.items()}
+    for inputs in np.split(dataset.evaluation.inputs, len(dataset.evaluation.inputs)):
+        found = jax.jit(model.activations)(params, to_unit(inputs))
+        lively = {name: alive | np.any(np.asarray(found[name]) != 0, (0, 1, 2)) for name, alive in lively.items()}
+    dead = {name: np.flatnonzero(np.asarray(network.enabled[name]) & ~alive) for name, alive in lively.items()}
+    return {name: numbers.tolist() for name, numbers in dead.items() if numbers.size}
 
 
 def write_outcome(folder: Path, found: Outcome, result: Mapping[str, Any], *, model: FCN, dataset: Dataset) -> Path:

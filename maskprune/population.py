@@ -3,25 +3,24 @@
 Members differ in whatever a state holds, in their keys (initial weights, order of the data) and in their rates; masks
 make other widths. They share the step and the data, and nothing else: no sum ever runs over two members, so a NaN in
 one changes no bit of another. More members than fit into memory are trained group after group, and over the devices of
-a mesh every group is divided. Knows no pictures, no framework and no selection.
+a mesh every group is divided (`lanes`). Knows no pictures, no framework and no selection.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from maskprune.headroom import with_less_memory
+from maskprune.lanes import Lanes
 from maskprune.session import (
-    Compiled,
     Course,
     Draw,
     Member,
@@ -38,11 +37,6 @@ from maskprune.session import (
 )
 from maskprune.train import Step, TrainState
 
-
-CACHE = 2**19  # bytes of batches at once on a CPU: more members leave its caches (`benchmarks/population.py`)
-FEW = 4  # where fewer than so many would be within them, one member after another is faster
-SHARE = 0.8  # of the free memory, that a group may take
-SLACK = 1.5  # a group compiled for up to so many times as many members is used again
 
 Watch = Callable[[TrainState, np.ndarray], str]
 
@@ -110,7 +104,13 @@ def unstack(states: TrainState) -> list[TrainState]:
 
 
 def make_population(
-    step: Step, draw: Draw, *, chunk: int = 100, at_once: int | None = None, mesh: Mesh | None = None
+    step: Step,
+    draw: Draw,
+    *,
+    chunk: int = 100,
+    at_once: int | None = None,
+    invariant: bool = False,
+    mesh: Mesh | None = None,
 ) -> Population:
     """Compiles many steps of many networks into one loop.
 
@@ -120,6 +120,11 @@ def make_population(
         chunk: Steps per dispatch, at least 1.
         at_once: Members trained at once. None: as many as fit into the free memory of the device, and on a CPU no more
             than keep their batches in its cache.
+        invariant: A member's bits depend on nothing but its state, key and rate: not on how many members there are, nor
+            on its place among them. One program then serves all sizes: members go one after another, on every device
+            of a mesh, or with `at_once` in groups of exactly that many, of which the last is filled up. Groups of more
+            than one are invariant as far as XLA computes every place of a batch alike: measured so for the small
+            networks of the tests on a CPU, not promised anywhere. Without it members agree to rounding.
         mesh: Members are divided over all devices of this mesh, which may belong to several processes
             (`jax.distributed`): each process then calls `run` with the same arguments and gets the same results.
 
@@ -127,12 +132,14 @@ def make_population(
         A `Population`. Its `run` is that of a `Session` with a leading axis of P members on keys, states, rates and
         losses: member i computes what `session.run(keys[i], state i, data, steps, rate=rates[i])` would, to rounding.
         `watch(states, losses)` sees all members after every chunk and may end the session for all of them. Those that
-        are not `alive`, bool[P], stand still, as after a step that was not finite. Memory that
-        turns out too small halves the groups, and the chunk is computed again.
+        are not `alive`, bool[P], stand still, as after a step that was not finite. Memory that turns out too small
+        halves the groups, up to three times, with a warning, and the chunk is computed again; `invariant` groups are
+        never halved, since that would change bits.
     """
     if at_once is not None and at_once < 1:
         raise ValueError(f"`at_once` is {at_once}: train one member at once, or more.")
-    groups = _Groups(_loop(one_step(step, draw), chunk), draw, at_once, None if mesh is None else automatic(mesh))
+    mesh = None if mesh is None else automatic(mesh)
+    lanes = Lanes(_loop(one_step(step, draw), chunk), draw, at_once, fixed=invariant, mesh=mesh)
 
     def run(
         keys: jax.Array,
@@ -145,38 +152,62 @@ def make_population(
         watch: Watch | None = None,
         alive: Any = None,
     ) -> tuple[TrainState, PopulationReport]:
-        began, compiling, count = time.perf_counter(), groups.compiled.seconds, len(keys)
+        began, compiling = time.perf_counter(), lanes.compiled.seconds
         members, rates, done = _checked(keys, states, rates, alive)
-        end = end_of(done, steps, until)
-        losses, taken, stopped = [], np.zeros(count, np.int32), ""
-        data = groups.everywhere(data)
+        under_way = _Run(lanes, members, done=done, watch=watch)
+        end, data = end_of(done, steps, until), lanes.everywhere(data)
+        go_on = partial(under_way.go_on, keys, rates, data, steps=steps, end=end, chunk=chunk)
         with one_blas_thread():
-            while done < end:
-                lanes, courses = groups.split(members, keys, rates, data)
-                advance = lambda lanes, target, courses=courses: groups.advance(lanes, courses, data, target, steps)
-                try:
-                    for found in chunks(advance, lanes, done, end, chunk):
-                        alive = [lane.alive for lane in found[0]]
-                        lost, moved, alive = (groups.join(each, count) for each in (*found[1:], alive))  # waits for it
-                        lanes, done, taken = found[0], min(done + chunk, end), taken + moved
-                        losses.append(_blank(lost[:, : max(moved)], moved))
-                        if watch is not None:
-                            states = jax.tree.map(jnp.asarray, groups.join(lanes, count).state)
-                            stopped = watch(states, np.concatenate(losses, axis=1))
-                        if stopped or not alive.any():
-                            done = end
-                            break
-                except jax.errors.JaxRuntimeError as error:
-                    groups.halve(count, error)
-                members = groups.join(lanes, count)
-        every = np.concatenate(losses, axis=1) if losses else np.zeros((count, 0), np.float32)
-        finite, at = members.alive, members.state.step
-        reasons = tuple(stopped if fine else not_finite(int(where)) for fine, where in zip(finite, at, strict=True))
-        spent = (time.perf_counter() - began, groups.compiled.seconds - compiling)
-        report = PopulationReport(every, taken, finite, reasons, *spent, groups.size(count))
-        return jax.tree.map(jnp.asarray, members.state), report
+            with_less_memory(go_on, partial(lanes.halve, len(rates)))
+        spent = (time.perf_counter() - began, lanes.compiled.seconds - compiling)
+        return jax.tree.map(jnp.asarray, under_way.members.state), under_way.report(*spent)
 
-    return Population(run, lambda: groups.compiled.count, groups.compiled.programs)
+    return Population(run, lambda: lanes.compiled.count, lanes.compiled.programs)
+
+
+class _Run:
+    """A run under way: where all members stand, and what is known of them. It can be gone on with in other groups."""
+
+    def __init__(self, lanes: Lanes, members: Member, *, done: int, watch: Watch | None) -> None:
+        self.members, self._lanes, self._done, self._watch = members, lanes, done, watch
+        self._count, self._stopped = len(members.alive), ""
+        self._taken = np.zeros(self._count, np.int32)
+        self._losses = np.zeros((self._count, 0), np.float32)
+
+    def go_on(self, keys: jax.Array, rates: np.ndarray, data: Any, *, steps: int, end: int, chunk: int) -> None:
+        """To the end, or until all are dead or the watch has seen enough. Where it fails, `members` stand before it."""
+        lanes, courses = self._lanes.split(self.members, keys, rates, data)
+        advance = lambda lanes, until: self._lanes.advance(lanes, courses, data, until, steps)
+        try:
+            for found in chunks(advance, lanes, self._done, end, chunk):
+                alive = self._note(*found)
+                lanes, self._done = found[0], min(self._done + chunk, end)
+                self._stopped = self._look(lanes) if self._watch else ""
+                if self._stopped or not alive.any():
+                    break
+        finally:
+            self.members = self._lanes.join(lanes, self._count)
+
+    def _note(self, lanes: Sequence[Member], losses: Sequence[Any], moved: Sequence[Any]) -> np.ndarray:
+        """Writes down the losses of a chunk, for which it waits, and tells who is alive."""
+        pieces = (losses, moved, [lane.alive for lane in lanes])
+        lost, steps, alive = (self._lanes.join(each, self._count) for each in pieces)
+        self._taken = self._taken + steps
+        self._losses = np.concatenate([self._losses, _blank(lost[:, : max(steps)], steps)], axis=1)
+        return alive
+
+    def _look(self, lanes: Sequence[Member]) -> str:
+        assert self._watch is not None
+        states = jax.tree.map(jnp.asarray, self._lanes.join(lanes, self._count).state)
+        return self._watch(states, self._losses)
+
+    def report(self, seconds: float, compile_seconds: float) -> PopulationReport:
+        finite, at = self.members.alive, self.members.state.step
+        reasons = tuple(
+            self._stopped if fine else not_finite(int(where)) for fine, where in zip(finite, at, strict=True)
+        )
+        size = self._lanes.size(self._count)
+        return PopulationReport(self._losses, self._taken, finite, reasons, seconds, compile_seconds, size)
 
 
 def train_many(population: Population, data: Any, *, watch: Callable[[int, int], Watch] | None = None) -> TrainMany:
@@ -219,87 +250,6 @@ def _loop(advance: Callable[..., Any], chunk: int) -> Callable[..., Any]:
     return run
 
 
-class _Groups:
-    """How members become groups that are trained one after another, and how these lie on the devices."""
-
-    def __init__(self, loop: Callable[..., Any], draw: Draw, most: int | None, mesh: Mesh | None) -> None:
-        self._draw, self._most, self._given, self._mesh = draw, most, most is not None, mesh
-        self._devices = 1 if mesh is None else mesh.size
-        self._sizes: set[int] = set()  # those with a compiled program
-        if mesh is not None:
-            each, same = PartitionSpec(mesh.axis_names), PartitionSpec()
-            # Members need no word from one another: every device goes its own way to the end of the chunk.
-            specs = (each, each, same, same, same)
-            loop = jax.shard_map(loop, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
-        self.compiled = Compiled(loop)
-
-    def size(self, count: int) -> int:
-        """How many of `count` members are trained at once."""
-        most = min(self._most or count, count)
-        known = [size for size in self._sizes if count <= size <= max(SLACK * count, self._devices)]
-        if known:
-            return min(known)
-        size = math.ceil(count / math.ceil(count / most))
-        return math.ceil(size / self._devices) * self._devices
-
-    def everywhere(self, data: Any) -> Any:
-        return data if self._mesh is None else jax.device_put(data, NamedSharding(self._mesh, PartitionSpec()))
-
-    def split(self, members: Member, keys: jax.Array, rates: np.ndarray, data: Any) -> tuple[list[Any], list[Any]]:
-        """Groups on the devices, of a size that fits into memory; the last is filled up with members that stand."""
-        count, key_data = len(rates), np.asarray(jax.random.key_data(keys))
-        if self._most is None and jax.default_backend() == "cpu":
-            batch = jax.tree.leaves(jax.eval_shape(self._draw, jax.random.key(0), data))
-            within = CACHE // max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in batch))
-            self._most = self._devices * (within if within >= FEW else 1)
-        while True:
-            size = self.size(count)
-            rows = np.arange(math.ceil(count / size) * size).reshape(-1, size)
-            lanes = [self._lane(members, row) for row in rows]
-            courses = [self._course(key_data, jax.random.key_impl(keys), rates, row) for row in rows]
-            program = self.compiled.get(lanes[0], courses[0], data, np.int32(0), np.int32(0))
-            fits = 1.0 if self._given or size in self._sizes else _share_that_fits(program)
-            if fits >= 1 or size == self._devices:
-                self._sizes.add(size)
-                return lanes, courses
-            self._most = max(1, int(size * fits))
-
-    def advance(self, lanes: list[Any], courses: list[Any], data: Any, until: np.int32, steps: int) -> Any:
-        pairs = zip(lanes, courses, strict=True)
-        found = [self.compiled(lane, course, data, until, np.int32(steps)) for lane, course in pairs]
-        return tuple(zip(*found, strict=True))
-
-    def join(self, pieces: Sequence[Any], count: int) -> Any:
-        """What groups hold, as one tree of host arrays with `count` members. Waits for the devices."""
-        gather = jax.device_get
-        if jax.process_count() > 1:
-            gather = lambda tree: jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), tree)
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *[gather(piece) for piece in pieces])
-
-    def halve(self, count: int, error: Exception) -> None:
-        """Meets an error: half as many members at once, if memory was short and there is anything to halve."""
-        size = self.size(count)
-        if "RESOURCE_EXHAUSTED" not in str(error) or size <= self._devices:
-            raise error
-        self._sizes, self._most = {known for known in self._sizes if known < size}, size // 2
-
-    def _lane(self, members: Member, row: np.ndarray) -> Member:
-        last = len(members.alive) - 1
-        lane = jax.tree.map(lambda leaf: leaf[np.minimum(row, last)], members)
-        return self._put(Member(lane.state, lane.alive & (row <= last)))
-
-    def _course(self, key_data: np.ndarray, implementation: Any, rates: np.ndarray, row: np.ndarray) -> Course:
-        row = np.minimum(row, len(rates) - 1)
-        keys = jax.random.wrap_key_data(self._put(key_data[row]), impl=implementation)
-        return Course(keys, self._put(rates[row]))
-
-    def _put(self, tree: Any) -> Any:
-        if self._mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
-        spread = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
-        return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, spread, leaf.__getitem__), tree)
-
-
 def _checked(keys: jax.Array, states: TrainState, rates: Any, alive: Any) -> tuple[Member, np.ndarray, int]:
     """Members and rates on the host, and the step at which all members stand that go on."""
     count, sizes = len(keys), {np.shape(leaf)[:1] for leaf in jax.tree.leaves(states)}
@@ -321,22 +271,3 @@ def _checked(keys: jax.Array, states: TrainState, rates: Any, alive: Any) -> tup
 def _blank(losses: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """Losses with NaN where a member no longer moved."""
     return np.where(np.arange(losses.shape[1]) < moved[:, None], losses, np.float32(np.nan))
-
-
-def _share_that_fits(program: jax.stages.Compiled) -> float:
-    """The share of a program's members that would fit into the free memory; 1 or more if all do."""
-    needed, free = program.memory_analysis(), _free_memory()
-    if needed is None or free is None:
-        return 1.0
-    return SHARE * free / max(1, needed.temp_size_in_bytes + needed.output_size_in_bytes)
-
-
-def _free_memory() -> int | None:
-    """Free bytes of the first device, or of the machine where the CPU computes; None if nobody says."""
-    device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None

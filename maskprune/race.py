@@ -47,6 +47,14 @@ class Candidate:
     scores: dict[float, float] = dataclasses.field(default_factory=dict)
 
     @property
+    def trouble(self) -> str:
+        """What was not finite, in words, or ""."""
+        score = float(self.metrics.get("score", 0.0))
+        if not self.report.finite:
+            return f"training failed: {self.report.stopped}"
+        return "" if math.isfinite(score) else f"the score is {score}"
+
+    @property
     def worth(self) -> float:
         """Its score; minus infinity where training or the score was not finite."""
         score = float(self.metrics.get("score", math.nan))

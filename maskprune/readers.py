@@ -16,6 +16,7 @@ import numpy as np
 
 from maskprune.groups import Group, Slice, leaves_by_path
 from maskprune.network import Network, Params, effective_params
+from maskprune.sums import centred, product_of_rows
 
 
 # activations(params, batch) -> {group: float[N, H, W, C] or float[N, C]}, as the readers find them
@@ -115,8 +116,8 @@ def covariance(arrived: jax.Array, *, constant: bool = True) -> tuple[jax.Array,
     Without a constant the means count as zero.
     """
     mean = jnp.mean(arrived, axis=0) if constant else jnp.zeros(arrived.shape[1])
-    apart = arrived - mean[None]
-    return mean, jnp.matmul(apart.T, apart, precision="highest") / len(arrived)
+    apart = centred(arrived) if constant else arrived
+    return mean, product_of_rows(apart, apart) / len(arrived)
 
 
 def ridge_of(gram: jax.Array, ridge: float) -> jax.Array:

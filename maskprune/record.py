@@ -26,7 +26,7 @@ from maskprune.cost import time_calls
 from maskprune.files import replace_file
 from maskprune.models.fcn import drop_identities, multiply_adds
 from maskprune.network import Network
-from maskprune.rounds import Round
+from maskprune.rounds import Round, name_tried
 from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
@@ -43,8 +43,7 @@ def history_row(found: Round, *, size: Size, spent: int) -> Row:
         size: Counts parameters and multiply-adds of the compacted network: `fcn_size`, or your own.
         spent: Gradient steps before this round.
     """
-    back = "".join(f", +{each}" for each in _words(found.regrown).split(", ") if each)
-    tried = f"all of {found.bypassed}" if found.bypassed else _words(found.chosen) + back
+    tried = name_tried(found)
     return {
         "number": found.number,
         "verdict": ("accepted" if found.accepted else "refused") if found.number else "reference",
@@ -78,10 +77,6 @@ def final_row(
         **sizes(state.network, size),
         **_measured(metrics, steps=len(report.losses), spent=spent, seconds=report.seconds),
     }
-
-
-def _words(chosen: Mapping[str, Sequence[int]]) -> str:
-    return ", ".join(f"{name}[{number}]" for name, numbers in chosen.items() for number in numbers)
 
 
 def _measured(metrics: Mapping[str, float], *, steps: int, spent: int, seconds: float) -> Row:

@@ -3,7 +3,8 @@
 Each factory gives `remove(network, chosen, batch) -> Network`: the chosen masks disabled, other parameters adjusted.
 All run under `jit` and `vmap` with `chosen` as data. They move what an optimizer could move afterwards and nothing
 else: frozen masks keep their numbers bit for bit, and so do the chosen ones, which may be enabled again. Nothing chosen
-changes nothing. This file knows no picture and no optimizer.
+changes nothing. A repair of which a number is not finite is left out: the masks are then disabled and that is all. This
+file knows no picture and no optimizer.
 """
 
 from __future__ import annotations
@@ -165,6 +166,8 @@ def second_order(curvature: Curvature, *, damping: float = 1.0) -> Remove:
 def _moved(network: Network, last: Network, changes: Changes, some: jax.Array) -> Network:
     """The network with these leaves where they may still move in `last`, if there are `some` masks to repair for."""
     marks = leaves_by_path(trainable(last))
+    fine = [jnp.all(jnp.isfinite(leaf) | ~marks[place]) for place, leaf in changes.items()]
+    some = some & jnp.all(jnp.array(fine, bool))
 
     def put(path: Any, leaf: jax.Array) -> jax.Array:
         place = leaf_path(path)

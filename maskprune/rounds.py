@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from maskprune.groups import Group, Groups
@@ -114,15 +115,29 @@ class Limits:
     masks: int | None = None
 
 
+def name_masks(masks: Mapping[str, Sequence[int]]) -> str:
+    """Masks in words: `name_masks({"conv1": [3, 4]})` is "conv1[3], conv1[4]"."""
+    return ", ".join(f"{name}[{number}]" for name, numbers in masks.items() for number in numbers)
+
+
+def name_tried(tried: Rival | Round) -> str:
+    """What was tried, in words: "conv1[3], +conv1[0]", "all of conv1", or "" for the network as it is."""
+    if tried.bypassed:
+        return f"all of {tried.bypassed}"
+    back = {f"+{name}": numbers for name, numbers in tried.regrown.items()}
+    return ", ".join(filter(None, (name_masks(tried.chosen), name_masks(back))))
+
+
 class Rival(NamedTuple):
     """A candidate that another one of its round surpassed.
 
     Attributes:
         chosen: Masks it tried, `{group: [numbers]}`.
         bypassed: The layer it tried to do without, or "".
-        score: Its last score; NaN if its training failed.
+        score: Its last score; of a training that failed that of the state before.
         steps: Gradient steps it was given.
         regrown: Masks it brought back.
+        trouble: What was not finite, or "".
     """
 
     chosen: dict[str, list[int]]
@@ -130,6 +145,7 @@ class Rival(NamedTuple):
     score: float
     steps: int
     regrown: dict[str, list[int]] = {}  # noqa: RUF012  (a NamedTuple's default is never written to)
+    trouble: str = ""
 
 
 class Round(NamedTuple):

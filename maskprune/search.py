@@ -19,7 +19,7 @@ from maskprune.minimize import minimize
 from maskprune.moves.base import Plan, Remove
 from maskprune.network import Network, Params
 from maskprune.outcome import Outcome
-from maskprune.race import Evaluate
+from maskprune.race import Candidate, Evaluate
 from maskprune.rounds import Limits, Round, Rules
 from maskprune.select.base import Selector
 from maskprune.session import TrainMany, of_length
@@ -173,8 +173,9 @@ class _Books:
     def finish(self, fresh: TrainState, after: TrainState, report: Any, *, evaluate: Evaluate, size: Any) -> record.Row:
         """Keeps the last session's result if it is better."""
         before, now = evaluate(fresh), dict(evaluate(after))
-        better = report.finite and now["score"] > before["score"]
-        reason = f"{now['score']:.4f} after the last session, {before['score']:.4f} before it"
+        trouble = Candidate(after, report, now).trouble
+        better = not trouble and now["score"] > before["score"]
+        reason = trouble or f"{now['score']:.4f} after the last session, {before['score']:.4f} before it"
         reason += "" if better else "; not kept"
         spent = self.steps - len(report.losses)
         row = record.final_row(after, now, report, number=len(self.rows), reason=reason, size=size, spent=spent)

@@ -11,13 +11,15 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maskprune import losses, metrics
 from maskprune.compact import judged
-from maskprune.data.batches import DeviceSplit, draw_batch, to_device, to_unit
-from maskprune.data.split import Dataset
+from maskprune.data.batches import DeviceSplit, Parts, draw_batch, to_device, to_unit
+from maskprune.data.split import Dataset, Split
 from maskprune.data.targets import unit
+from maskprune.headroom import with_less_memory
 from maskprune.network import Params
 from maskprune.train import TrainState
 
@@ -37,7 +39,9 @@ class PictureTask:
         draw: `draw(key, data) -> batch`, for `make_session`: random crops, (inputs, targets), float32[B, c, c, 1] each.
         data: The training pictures on the device, for `session.run`.
         evaluate: `evaluate(state) -> {"score": ..., "f1": ..., ...}` over all evaluation pictures. The score is the
-            macro soft F1.
+            macro soft F1; `"flat"` the share of pictures whose output is the same everywhere, 1 for a dead network.
+            Memory that turns out too small halves the pictures looked at by one program, up to three times, with a
+            warning; the numbers are the same, bit for bit.
         trouble: `trouble(state) -> str`: why a trained start is no use, or "": it neither explains a tenth of the
             variance nor scores clearly above the best constant output. For `train_start`.
         draw_sample: `draw_sample() -> batch`.
@@ -107,7 +111,7 @@ def picture_task(
     def draw(key: jax.Array, split: DeviceSplit) -> Batch:
         return draw_batch(key, split, batch=batch, crop=crop, flips=flips)
 
-    evaluate = _evaluation(apply, to_device(dataset.evaluation), border=border, ceiling=ceiling)
+    evaluate = _evaluation(apply, dataset.evaluation, border=border, ceiling=ceiling)
     trouble = _blindness(evaluate, constant_score(dataset.evaluation.targets[:16], border=border))
     draw_fixed = jax.jit(functools.partial(draw_batch, batch=sample, crop=crop))
     sample_of = lambda: draw_fixed(jax.random.key(0), data)
@@ -115,19 +119,27 @@ def picture_task(
 
 
 def _evaluation(
-    apply: Callable[..., jax.Array], data: DeviceSplit, *, border: int, ceiling: float
-) -> Callable[[TrainState], dict]:
+    apply: Callable[..., jax.Array], split: Split, *, border: int, ceiling: float
+) -> Callable[[TrainState], dict[str, float]]:
     @functools.partial(jax.jit, static_argnums=0)
-    def sums(apply: Callable[..., jax.Array], params: Params, pictures: DeviceSplit) -> jax.Array:
-        def one(picture: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def sums(apply: Callable[..., jax.Array], params: Params, pictures: DeviceSplit) -> tuple[jax.Array, jax.Array]:
+        def one(picture: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             inputs, targets = (to_unit(side)[None] for side in picture)
-            return metrics.picture_sums(apply(params, inputs), targets, border=border, ceiling=ceiling)[0]
+            output = apply(params, inputs)
+            inside, _ = losses.crop_border(output, targets, border)
+            found = metrics.picture_sums(output, targets, border=border, ceiling=ceiling)[0]
+            return found, jnp.max(inside) == jnp.min(inside)
 
         return jax.lax.map(one, (pictures.inputs, pictures.targets))  # one at a time: it stays in the cache
 
+    parts = Parts(split)
+
     def evaluate(state: TrainState) -> dict[str, float]:
-        scores = metrics.scores_from_sums(np.asarray(sums(*judged(apply, state.network), data)))
-        return {"score": scores["f1"], **scores}
+        judge = functools.partial(sums, *judged(apply, state.network))
+        compute = lambda: [jax.device_get(judge(part)) for part in parts.on_device()]
+        rows, flat = (np.concatenate(each) for each in zip(*with_less_memory(compute, parts.halve), strict=True))
+        scores = metrics.scores_from_sums(rows)
+        return {"score": scores["f1"], **scores, "flat": float(np.mean(flat))}
 
     return evaluate
 
@@ -135,11 +147,13 @@ def _evaluation(
 def _blindness(evaluate: Callable[[TrainState], dict[str, float]], blind: float) -> Callable[[TrainState], str]:
     def trouble(state: TrainState) -> str:
         found = evaluate(state)
+        if not np.isfinite(found["score"]):
+            return f"its score is {found['score']}"
         if found["r2"] >= 0.1 or found["score"] >= blind + 0.1 * (1.0 - blind):
             return ""
+        what = "the same everywhere, and " * (found["flat"] == 1) + "no better than a constant"
         return (
-            f"its output is no better than a constant (score {found['score']:.3f}, a constant reaches {blind:.3f}; "
-            f"R² {found['r2']:.2f})"
+            f"its output is {what} (score {found['score']:.3f}, a constant reaches {blind:.3f}; R² {found['r2']:.2f})"
         )
 
     return trouble
@@ -154,7 +168,7 @@ def constant_score(targets: np.ndarray, *, border: int = 0, levels: int = 12) ->
         levels: How many constants are tried, from the mean of the targets up to 1.
     """
     values = unit(targets)
-    constants = np.geomspace(max(float(values.mean()), 1e-3), 1.0, levels, dtype=np.float32)
+    constants = np.geomspace(max(float(values.mean(dtype=float)), 1e-3), 1.0, levels, dtype=np.float32)
     rows, columns = (slice(border, side - border) for side in values.shape[1:3])
     values = values[:, rows, columns].reshape(len(values), -1)
     total = values.sum(axis=1, dtype=float)

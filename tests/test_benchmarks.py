@@ -77,13 +77,14 @@ def test_half_of_all_masks_are_disabled(program, widths):
 
 def test_population(run, capsys):
     sizes = ("--sizes", 16, "--members", 3, 10**9, "--at-once", 2, "--batch", 1)
-    found = run("population", *sizes, "--steps", 2, "--repeats", 1)
+    found = run("population", *sizes, "--steps", 2, "--repeats", 1, "--invariant")
     assert found.keys() == FACTS
     (row,) = found["rows"]  # the other one would have taken too long
     assert "1000000000 members: left out" in capsys.readouterr().out
     assert (row["members"], row["at_once"], row["steps"], row["own_choice"]) == (3, 2, 2, False)
     assert row["ratio_to_single"] == pytest.approx(row["median_ms"] / row["single_ms"])
     assert row["steps_per_s"] == pytest.approx(1e3 / row["median_ms"])
+    assert row["invariant_ms"] > 0 and row["ratio_of_invariant"] > 0
     assert row["program_mb"] == pytest.approx(row["argument_mb"] + row["output_mb"] + row["temp_mb"])
 
 

@@ -1,5 +1,7 @@
 """Batches: decided by the key, aligned, in range, at home in jit, vmap and scan."""
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,19 @@ def test_a_crop_out_of_range_is_named(split, key, crop):
 def test_an_empty_batch_is_named(split, key):
     with pytest.raises(ValueError, match="batch=0"):
         batches.draw_batch(key, split, batch=0, crop=4)
+
+
+def test_parts_are_all_pictures_in_order_and_the_whole_is_let_go(rng):
+    inputs, targets = (rng.integers(0, 256, (7, 4, 4, 1), np.uint8) for _ in range(2))
+    parts = batches.Parts(Split(inputs, targets, ("",) * 7))
+    (whole,) = parts.on_device()
+    assert next(parts.on_device()) is whole
+    held = weakref.ref(whole)
+    del whole
+    assert [parts.halve() for _ in range(4)][::3] == ["4 pictures are judged at once in place of 7", ""]
+    assert held() is None and len(list(parts.on_device())) == 7
+    again = batches.Parts(Split(inputs, targets, ("",) * 7))
+    again.halve()
+    sizes, found = zip(*((len(part.inputs), part) for part in again.on_device()), strict=True)
+    assert sizes == (4, 3)
+    np.testing.assert_array_equal(np.concatenate([part.targets for part in found]), targets)

@@ -34,6 +34,7 @@ def show_all(show, found):
         show.say("pictures [from] a folder")
         watch = show.session(show.upcoming, 4)
         assert watch(found[0].state, np.ones(4, np.float32)) == ""
+        assert watch(found[0].state, np.full((2, 4), np.nan, np.float32)) == ""  # members that have died
         show.end()
         progress = show.counting("pictures")
         progress(1, 2)
@@ -50,6 +51,13 @@ def test_a_verdict_says_the_mask_the_blocks_and_the_reason(found, capsys):
     assert "conv1[0]" in said[2] and "kept" in said[2] and "conv1 □■■  conv2 ■■" in said[2]
     assert "conv1[1]" in said[3] and "refused" in said[3] and "0.5000 stays below 0.9500" in said[3]
     assert len(said) == 4
+
+
+def test_a_reason_is_no_markup(found, capsys):
+    said = "best of 2: 0.9 stays below 1; layer[bold]: training failed"
+    with Display() as show:
+        show.verdict(found[1]._replace(reason=said), record.history_row(found[1], size=record.fcn_size, spent=0))
+    assert said in capsys.readouterr().out
 
 
 def test_the_next_round_says_how_many_are_left(found):

@@ -1,6 +1,11 @@
 """On a CUDA device: the native way, sessions as CUDA graphs, populations. By name: `pytest -m gpu`."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +161,18 @@ def test_more_members_than_fit_are_trained_in_groups(key):
     states = jax.jit(jax.vmap(start))(keys)
     found, report = maskprune.make_population(step, draw, chunk=1).run(keys, states, data, 1)
     assert report.at_once < 512 and report.finite.all() and (np.asarray(found.step) == 1).all()
+
+
+def test_memory_that_runs_out_is_met_by_smaller_parts():
+    """In a process of its own that may take a fiftieth of the device's memory."""
+    child = Path(__file__).parent / "memory_child.py"
+    little = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.02"}
+    environment = {**os.environ, **little, "PYTHONPATH": str(child.parents[1])}
+    found = subprocess.run([sys.executable, str(child)], env=environment, capture_output=True, text=True, timeout=400)
+    assert found.returncode == 0, found.stderr[-3000:]
+    said = json.loads(found.stdout.splitlines()[-1])
+    train, judge = said["train"], said["judge"]
+    assert train["steps"] == [2] * 64 and train["at_once"] < 64 and train["difference"] < 1e-5
+    assert 1 <= len(train["told"]) <= 3 and "networks are trained at once in place of 64" in train["told"][0]
+    assert 1 <= len(judge["told"]) <= 3 and f"in place of {judge['pictures']}" in judge["told"][0]
+    assert judge["score"] == pytest.approx(judge["expected"], rel=1e-6)

@@ -26,6 +26,8 @@ FLOORS = {
         "data",
         "files",
         "archives",
+        "headroom",
+        "sums",
         "statistics",
         "checkpoint",
     },
@@ -58,6 +60,7 @@ FLOORS = {
         "task",
         "select",
         "population",
+        "lanes",
         "early",
         "race",
         "repair",
@@ -92,8 +95,9 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "archives", "statistics"}
+KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "archives", "headroom", "statistics", "sums"}
 KNOWS_NO_LIBRARY = {
+    "sums",
     "alive",
     "subsets",
     "regret",

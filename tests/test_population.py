@@ -2,17 +2,20 @@
 
 import dataclasses
 import math
+import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import BUILT
 from toys import linear_draw as draw
 from toys import linear_loss as loss
 
 import maskprune
-from maskprune import population
+from maskprune import lanes
 from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import choose, init_network
@@ -170,16 +173,16 @@ def test_groups_fit_into_the_memory_there_is(monkeypatch):
     whole, _ = TOGETHER.run(keys, stack(states), DATA, 12)
     programs = []
     with monkeypatch.context() as patch:
-        patch.setattr(population, "_share_that_fits", lambda program: programs.append(program) or 1.0)
+        patch.setattr(lanes, "_share_that_fits", lambda program: programs.append(program) or 1.0)
         new_population().run(keys, stack(states), DATA, 1)
     needed = programs[0].memory_analysis()
     needed = needed.temp_size_in_bytes + needed.output_size_in_bytes
-    monkeypatch.setattr(population, "_free_memory", lambda: int(0.4 * needed / population.SHARE))
+    monkeypatch.setattr(lanes, "_free_memory", lambda: int(0.4 * needed / lanes.SHARE))
     parts = new_population()
     found, report = parts.run(keys, stack(states), DATA, 12)
     assert 1 <= report.at_once <= 4 and parts.compilations() <= 3
     close(found, whole)
-    monkeypatch.setattr(population, "_free_memory", lambda: 0)
+    monkeypatch.setattr(lanes, "_free_memory", lambda: 0)
     assert new_population().run(keys, stack(states), DATA, 12)[1].at_once == 1
 
 
@@ -187,7 +190,7 @@ def test_groups_fit_into_the_memory_there_is(monkeypatch):
 def test_memory_that_runs_out_halves_the_groups_and_loses_nothing(monkeypatch, good):
     keys, states = members(5)
     whole, said = TOGETHER.run(keys, stack(states), DATA, 35)
-    real, calls = population._Groups.advance, []
+    real, calls = lanes.Lanes.advance, []
 
     def short(self, lanes, *rest):
         calls.append(lanes[0].alive.shape[0])
@@ -195,22 +198,47 @@ def test_memory_that_runs_out_halves_the_groups_and_loses_nothing(monkeypatch, g
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
         return real(self, lanes, *rest)
 
-    monkeypatch.setattr(population._Groups, "advance", short)
-    found, report = new_population().run(keys, stack(states), DATA, 35)
+    monkeypatch.setattr(lanes.Lanes, "advance", short)
+    with pytest.warns(RuntimeWarning, match="2 networks are trained at once in place of 5"):
+        found, report = new_population().run(keys, stack(states), DATA, 35)
     close(found, whole)
     np.testing.assert_allclose(report.losses, said.losses, rtol=1e-5)
     assert report.at_once == 2 and calls[:good] == [5] * good and calls[-1] <= 2
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: broken"])
-def test_other_errors_and_a_single_member_too_large_are_raised(monkeypatch, words):
-    def broken(*_):
+@pytest.mark.parametrize("options", [{"at_once": 1}, {"invariant": True, "at_once": 3}, {}])
+def test_other_errors_and_a_group_that_cannot_be_halved_are_raised(monkeypatch, words, options):
+    calls = []
+
+    def broken(self, lanes, *_):
+        calls.append(lanes[0].alive.shape[0])
         raise jax.errors.JaxRuntimeError(words)
 
-    monkeypatch.setattr(population._Groups, "advance", broken)
+    monkeypatch.setattr(lanes.Lanes, "advance", broken)
     keys, states = members(3)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=words):
-        new_population().run(keys, stack(states), DATA, 35)
+    short = words.startswith("RESOURCE") and not options
+    with warnings.catch_warnings(record=True) as told, pytest.raises(jax.errors.JaxRuntimeError, match=words) as raised:
+        warnings.simplefilter("always")
+        new_population(**options).run(keys, stack(states), DATA, 35)
+    assert calls == ([3, 1] if short else [options.get("at_once", 3)]) and len(told) == short
+    notes = getattr(raised.value, "__notes__", [])
+    assert ["tried 1 times" in note for note in notes] == [True] * short or "tried 0 times" in notes[0]
+
+
+def test_smaller_groups_are_tried_three_times(monkeypatch):
+    calls = []
+
+    def broken(self, lanes, *_):
+        calls.append(lanes[0].alive.shape[0])
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(lanes.Lanes, "advance", broken)
+    monkeypatch.setattr(lanes.Compiled, "get", lambda *_: None)
+    keys, states = members(40)
+    with pytest.warns(RuntimeWarning) as told, pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        new_population(at_once=40).run(keys, stack(states), DATA, 35)
+    assert calls == [40, 20, 10, 5] and len(told) == 3 and "tried 3 times" in raised.value.__notes__[0]
 
 
 def test_sessions_side_by_side_for_a_search():
@@ -225,6 +253,70 @@ def test_sessions_side_by_side_for_a_search():
     assert [int(state.step) for state, _ in half] == [9] * 3 and len(half[0][1].losses) == 9
     one_by_one = train_alone(ALONE, DATA)
     close([state for state, _ in half], [state for state, _ in one_by_one(keys, states, steps=20, share=0.45)])
+
+
+SIZES = (1, 2, 3, 8, 64)
+
+
+def convolving(way):
+    """A step, a draw and a fresh start of a small network that is convolved in that way."""
+    model = maskprune.models.fcn((3, 2), kernel=3, convolution=partial(maskprune.conv2d, way=way))
+    loss = lambda params, x: maskprune.losses.mse(model.apply(params, x), 0.5 * x)
+    fresh = lambda optimizer: lambda key: init_state(init_network(model.init(key), model.groups), optimizer)
+    return loss, lambda key, data: jax.random.uniform(key, (2, 9, 11, 1)), fresh
+
+
+OPTIMIZERS = {
+    "adam": optax.adam(1e-2),
+    "soap": maskprune.soap(),
+    "averaged": maskprune.soap_averaged(),
+    "momentum": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1, momentum=0.9, nesterov=True)),
+    "rmsprop": optax.rmsprop(1e-3),
+}
+
+
+QUICK = [("native", None, "soap"), ("native", 4, "adam"), ("blocked", 4, "soap")]
+WAYS = [("native", None), ("native", 4), ("blocked", None), ("blocked", 4), ("xla", None), ("xla", 3)]
+
+
+def kind(way, at_once, name):
+    """A kind of population; all but a few are tried by name only: `pytest -m slow`."""
+    marks = [BUILT] * (way == "native") + [pytest.mark.slow] * ((way, at_once, name) not in QUICK)
+    return pytest.param(way, at_once, name, marks=marks)
+
+
+@pytest.mark.parametrize(("way", "at_once", "name"), [kind(*each, name) for each in WAYS for name in OPTIMIZERS])
+def test_an_invariant_member_is_the_same_in_any_company(way, at_once, name):
+    """Bit for bit, for every number of members and every place among them; the others differ in all they can."""
+    loss, pictures, fresh = convolving(way)
+    step, steps = make_train_step(loss, OPTIMIZERS[name]), 5
+    together = make_population(step, pictures, chunk=3, at_once=at_once, invariant=True)
+    keys = jax.random.split(jax.random.key(1), max(SIZES))
+    states, rates = jax.jit(jax.vmap(fresh(OPTIMIZERS[name])))(keys), np.linspace(0.5, 2.0, max(SIZES))
+    rows = lambda found: [bits(each) for each in unstack(found)]
+    every, whole = together.run(keys, states, None, steps, rates=rates)
+    expected, rng = rows(every), np.random.default_rng(3)
+    for size in SIZES:
+        place = rng.permutation(max(SIZES))[:size]
+        found, said = together.run(
+            keys[place], jax.tree.map(lambda leaf, at=place: leaf[at], states), None, steps, rates=rates[place]
+        )
+        assert rows(found) == [expected[member] for member in place]
+        assert said.losses.tobytes() == whole.losses[place].tobytes()
+    assert together.compilations() == 1 and said.at_once == (at_once or 1)
+
+
+def test_a_member_in_trouble_is_no_company():
+    """A member that dies in the group of another changes no bit of it in the invariant mode either."""
+    keys, states = members(4)
+    together = new_population(invariant=True, at_once=2)
+    well, _ = together.run(keys, stack(states), DATA, 35)
+    network = dataclasses.replace(
+        states[0].network, params=jax.tree.map(lambda x: x * jnp.nan, states[0].network.params)
+    )
+    ill, report = together.run(keys, stack([dataclasses.replace(states[0], network=network), *states[1:]]), DATA, 35)
+    assert [bits(each) for each in unstack(ill)[1:]] == [bits(each) for each in unstack(well)[1:]]
+    assert report.finite.tolist() == [False, True, True, True]
 
 
 def test_states_go_in_and_out_of_a_stack_unchanged():

@@ -23,7 +23,7 @@ ROUGH = {"optimizer": "adam", "batch": 4, "crop": 24, "border": 2, "first_steps"
 def one_by_one():
     """Members are trained one after another, as larger batches are: one program for all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskprune.population.CACHE", 0)
+        patch.setattr("maskprune.lanes.CACHE", 0)
         yield
 
 

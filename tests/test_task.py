@@ -1,6 +1,7 @@
 """The loss and the score are those of the pictures without their border, and batches follow from their key."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from maskprune import losses, metrics
+from maskprune.data import batches
 from maskprune.data.split import Dataset, Split
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import init_network
@@ -73,7 +75,7 @@ def test_the_evaluation_is_that_of_all_pictures_whole(border, targets, rng):
     wanted = jnp.asarray(values(data.evaluation.targets), jnp.float32)
     found = task.evaluate(state_of(0.8, 0.1))
     expected = metrics.scores_from_sums(metrics.picture_sums(output, wanted, border=border))
-    assert set(found) == {"score", *expected}
+    assert set(found) == {"score", "flat", *expected} and found["flat"] == 0
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
     assert found["score"] == found["f1"]
@@ -170,5 +172,62 @@ def test_a_start_that_learned_nothing_is_in_trouble_and_one_that_learned_is_not(
     same = dataclasses.replace(pictures, evaluation=pictures.evaluation._replace(targets=pictures.evaluation.inputs))
     task = picture_task(apply, same, border=2, batch=1, crop=8)
     assert task.trouble(state_of(1.0)) == ""
-    for gain, shift in ((0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (np.nan, 0.0)):
-        assert "no better than a constant" in task.trouble(state_of(gain, shift))
+    for gain, shift in ((0.0, 0.0), (0.0, 0.5), (0.0, 1.0)):
+        assert "the same everywhere, and no better than a constant" in task.trouble(state_of(gain, shift))
+    assert task.trouble(state_of(-1.0, 1.0)).startswith("its output is no better than a constant")
+    assert task.trouble(state_of(np.nan)) == "its score is nan"
+
+
+def many(rng, count=11):
+    return dataclasses.replace(dataset(rng), evaluation=side(rng, count, size=20))
+
+
+def short_of_memory(monkeypatch, most, error="RESOURCE_EXHAUSTED: Out of memory allocating 1 byte."):
+    """More pictures than this no longer fit on the device. Remembers how many were asked for."""
+    asked, real = [], batches.to_device
+
+    def to_device(split):
+        asked.append(len(split.inputs))
+        if asked[-1] > most:
+            raise jax.errors.JaxRuntimeError(error)
+        return real(split)
+
+    monkeypatch.setattr(batches, "to_device", to_device)
+    return asked
+
+
+def test_an_evaluation_short_of_memory_looks_at_fewer_pictures_and_finds_the_same_bits(rng, monkeypatch):
+    data = many(rng)
+    expected = picture_task(apply, data, crop=16).evaluate(state_of(0.8, 0.1))
+    asked, short = short_of_memory(monkeypatch, 3), picture_task(apply, data, crop=16)
+    with pytest.warns(RuntimeWarning, match="pictures are judged at once") as told:
+        assert short.evaluate(state_of(0.8, 0.1)) == expected
+    assert asked == [11, 6, 3, 3, 3, 2]
+    assert [str(each.message).partition(": ")[2] for each in told] == [
+        "6 pictures are judged at once in place of 11.",
+        "3 pictures are judged at once in place of 6.",
+    ]
+    assert short.evaluate(state_of(0.8, 0.1)) == expected and asked[6:] == [
+        3,
+        3,
+        3,
+        2,
+    ]  # it remembers, and says no more
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"), [("RESOURCE_EXHAUSTED: Out of memory", [11, 6, 3, 2]), ("INTERNAL: broken", [11])]
+)
+def test_an_evaluation_gives_up_after_three_tries_and_at_other_errors(error, asked, rng, monkeypatch):
+    found, task = short_of_memory(monkeypatch, 0, error), picture_task(apply, many(rng), crop=16)
+    with warnings.catch_warnings(), pytest.raises(jax.errors.JaxRuntimeError, match=error):
+        warnings.simplefilter("ignore")
+        task.evaluate(state_of(1.0))
+    assert found == asked
+
+
+def test_a_single_picture_is_not_halved(rng, monkeypatch):
+    found, task = short_of_memory(monkeypatch, 0), picture_task(apply, many(rng, 1), crop=16)
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        task.evaluate(state_of(1.0))
+    assert found == [1] and "The memory of the device is too small" in raised.value.__notes__[0]

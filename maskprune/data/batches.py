@@ -5,6 +5,7 @@ cuts its own batch from it with a key, so that a chunk of steps can be one `lax.
 this folder that needs jax; it must know nothing of networks, optimizers or files.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +34,34 @@ class DeviceSplit:
 def to_device(split: Split) -> DeviceSplit:
     """Puts a side on the default device, in the types in which it is stored."""
     return DeviceSplit(jax.device_put(split.inputs), jax.device_put(split.targets))
+
+
+class Parts:
+    """A side on the device, whole, or part by part from the host where the memory is too small for it.
+
+    Args:
+        split: The side, on the host.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self._split, self._most, self._whole = split, max(1, len(split.inputs)), None
+
+    def on_device(self) -> Iterator[DeviceSplit]:
+        """All pictures, in order, each time in as few parts as `halve` has left; a part goes with the next."""
+        if self._most >= len(self._split.inputs):
+            self._whole = to_device(self._split) if self._whole is None else self._whole
+            yield self._whole
+            return
+        for start in range(0, len(self._split.inputs), self._most):
+            inputs, targets = (side[start : start + self._most] for side in self._split[:2])
+            yield to_device(Split(inputs, targets, ()))
+
+    def halve(self) -> str:
+        """Parts of half as many pictures from now on, in words; "" if parts are single pictures already."""
+        if self._most == 1:
+            return ""
+        self._most, self._whole, before = -(-self._most // 2), None, self._most
+        return f"{self._most} pictures are judged at once in place of {before}"
 
 
 def to_unit(stored: jax.Array | np.ndarray) -> jax.Array:

@@ -15,6 +15,7 @@ from maskprune.select.base import outgoing_norms as outgoing_norms
 from maskprune.select.base import rank as rank
 from maskprune.select.base import reverse as reverse
 from maskprune.select.base import standardize as standardize
+from maskprune.select.base import unscored as unscored
 from maskprune.select.base import without as without
 from maskprune.select.cosine import cosine as cosine
 from maskprune.select.ensemble import ensemble as ensemble

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from maskprune.groups import Groups
 from maskprune.network import Network, Params, effective_params
 from maskprune.select.base import Scores, Selector
+from maskprune.sums import centred
 
 
 Activations = Callable[[Params, Any], Mapping[str, jax.Array]]
@@ -27,7 +28,7 @@ def activation(activations: Activations, statistic: Statistic = "mean") -> Selec
     """
     functions: dict[str, Callable[[jax.Array], jax.Array]] = {
         "mean": lambda values: jnp.mean(values, axis=0),
-        "std": lambda values: jnp.std(values, axis=0),
+        "std": lambda values: jnp.sqrt(jnp.mean(jnp.square(centred(values)), axis=0)),
         "zeros": lambda values: -jnp.mean(values == 0, axis=0, dtype=jnp.float32),
     }
     if statistic not in functions:

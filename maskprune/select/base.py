@@ -128,7 +128,8 @@ def rank(scores: Mapping[str, Any], network: Network) -> list[tuple[str, int]]:
         network: Gives the groups and the outgoing norms.
 
     Returns:
-        Pairs `(group name, mask number)`. A NaN counts as infinity. Reads the device.
+        Pairs `(group name, mask number)`. A NaN counts as infinity, so it goes last; `unscored` tells of it. Reads the
+        device.
 
     Raises:
         ValueError: A group is missing or a score array has the wrong shape.
@@ -140,6 +141,19 @@ def rank(scores: Mapping[str, Any], network: Network) -> list[tuple[str, int]]:
         rows += [(values[i], ties[i], position, i, group.name) for i in range(group.size)]
     rows.sort()
     return [(name, number) for *_, number, name in rows]
+
+
+def unscored(scores: Mapping[str, Any], network: Network) -> dict[str, list[int]]:
+    """The enabled masks whose score is NaN or infinite, `{group: [numbers]}`; a selector promises that there are none.
+
+    Raises:
+        ValueError: See `rank`.
+    """
+    found = {}
+    for group in network.groups:
+        bad = ~np.isfinite(_host_scores(scores, group)) & np.asarray(network.enabled[group.name])
+        found |= {group.name: np.flatnonzero(bad).tolist()} if bad.any() else {}
+    return found
 
 
 def _host_scores(scores: Mapping[str, Any], group: Group) -> np.ndarray:
