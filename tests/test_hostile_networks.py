@@ -217,6 +217,7 @@ def test_damage_is_told_or_harmless(written, ending):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's own readers, afterwards
 def test_damage_of_a_checkpoint_is_told_or_harmless(written):
     whole = load(written[".orbax"])
     files = [path for path in written[".orbax"].rglob("*") if path.is_file()]
