@@ -151,7 +151,7 @@ def test_a_large_archive_without_compression_is_no_bomb(tmp_path, monkeypatch):
 
 def test_a_claim_is_refused_before_memory_is_taken(tmp_path):
     (tmp_path / "net.npz").write_bytes(replaced("conv1/kernel.npy", claiming((1 << 20,), data=bytes(100))))
-    with pytest.raises(ValueError, match=r"is to be float32\[1048576\], and has other bytes"):
+    with pytest.raises(ValueError, match=r"claims to be float32\[1048576\], and its bytes are others"):
         read_npz(tmp_path / "net.npz")
 
 
