@@ -87,7 +87,10 @@ def _check_sizes(members: list[zipfile.ZipInfo], size: int, most_bytes: int) -> 
     if packed > size or any(member.file_size > MOST_RATIO * member.compress_size for member in members):
         raise ValueError(f"it claims to hold {unpacked} bytes, which its {size} bytes cannot")
     if unpacked > most_bytes and unpacked > packed:
-        raise ValueError(f"it would take {unpacked} bytes of memory; more than {most_bytes} are refused")
+        raise ValueError(
+            f"it would take {unpacked} bytes of memory; more than {most_bytes} are refused, unless stored without "
+            "compression, as by `numpy.savez`"
+        )
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -97,7 +100,10 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         # Version 1 has a header of at most 64 kB, of which NumPy believes 10; the others may claim four gigabytes.
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"its array {member.filename!r} is in a version of NumPy's format that is not read here")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        try:
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except Exception as error:  # of a parser of Python's own literals, in its own words
+            raise ValueError(f"the header of its array {member.filename!r} cannot be read") from error
         if dtype.kind not in KINDS:
             raise ValueError(f"its array {member.filename!r} holds {dtype}, neither numbers nor text")
         if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():

@@ -30,14 +30,15 @@ if __name__ == "__main__":
     Image.init()
     read = reader(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize:") + (1 << 30),) * 2)  # a gigabyte more, then it fails
+    beginning = memory("VmRSS:")
     for line in sys.stdin:
         path = os.path.join(sys.argv[2], json.loads(line))
         Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
-        before, wall, cpu = memory("VmRSS:"), time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         try:
             read(path)
             found = "kept"
         except (Skipped, ValueError) as refused:
             found = str(refused)
-        took = time.perf_counter() - wall, time.process_time() - cpu, memory("VmHWM:") - before
+        took = time.perf_counter() - wall, time.process_time() - cpu, memory("VmHWM:") - beginning
         print(json.dumps([found, *took]), flush=True)

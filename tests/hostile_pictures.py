@@ -263,7 +263,7 @@ def largest(rng: np.random.Generator) -> Iterator[Case]:
     yield Case(b"largest/a.gif", encode(Image.new("P", (side, side)), "GIF"), KEPT)
     yield Case(b"largest/depth.ppm", b"P6\n1000 500\n99\n" + bytes(1_500_000), KEPT)
     yield Case(b"largest/plain.ppm", b"P3\n1000 500\n255\n" + b"1 " * 1_500_000, KEPT)
-    yield Case(b"largest/dots.bmp", bmp(1000, 500, b"\1\1" * 250_000), KEPT)
+    yield Case(b"largest/dots.bmp", bmp(1000, 500, (b"\2\1" * 500 + b"\0\0") * 500), KEPT)
 
 
 def odd(rng: np.random.Generator) -> Iterator[Case]:

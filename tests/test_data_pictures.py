@@ -220,3 +220,24 @@ def test_bundled_photographs():
     for _, picture in pictures:
         assert picture.dtype == np.uint8 and picture.ndim == 2 and min(picture.shape) >= 300
         assert picture.std() > 10
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_a_picture_is_the_same_strip_by_strip(tmp_path, monkeypatch, mode):
+    picture = {"F": noise(40, 30) / np.float32(255), "I;16": noise(40, 30, high=65_536, dtype=np.uint16)}.get(mode)
+    image = Image.fromarray(noise(40, 30, 4)).convert(mode) if picture is None else Image.fromarray(picture)
+    image.save(tmp_path / "a.tif")
+    whole = [read_picture(tmp_path / "a.tif", deep=deep) for deep in (False, True)]
+    for pixels in (1, 30, 7 * 30 + 1):
+        monkeypatch.setattr("maskprune.data.pictures.STRIP", pixels)
+        for deep, expected in enumerate(whole):
+            found = read_picture(tmp_path / "a.tif", deep=bool(deep))
+            assert found.dtype == expected.dtype and found.std() > 0
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_wrong_in_the_last_strip_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskprune.data.pictures.STRIP", 8)
+    picture = np.zeros((8, 8), np.float32)
+    picture[7, 7] = 2
+    assert reason(save(tmp_path / "a.tif", picture)) == "floats outside [0, 1]"

@@ -20,6 +20,8 @@ from maskprune.data.targets import Target
 
 
 CacheFolder = Path | str | Literal["user"] | None
+MEMORY = 4 << 30
+BYTES_PER_PIXEL = 3  # one of the input, and at most two of the target
 
 
 def make_dataset(
@@ -31,6 +33,7 @@ def make_dataset(
     evaluation_share: float = 0.3,
     split_seed: int = 1,
     limit: int | None = None,
+    memory: int = MEMORY,
     cache: CacheFolder = "user",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -38,7 +41,9 @@ def make_dataset(
     """Makes a data set whose targets are computed from the pictures.
 
     The target is computed on the whole picture, then both are cut alike. Pictures smaller than a crop are skipped and
-    counted, never padded. Of pictures with equal pixels one is kept. Memory holds the crops and one picture per worker.
+    counted, never padded. Of pictures with equal pixels one is kept. Memory holds the crops, of a folder of any size no
+    more than `memory` bytes, twice while they are joined; one picture per worker, and of those above 16 million pixels
+    one at a time, with up to 2 GB for its target; and a kilobyte for every file.
 
     Args:
         target: what is to be learned, such as `sobel()`.
@@ -51,6 +56,8 @@ def make_dataset(
         evaluation_share: the share of pictures to judge by, strictly between 0 and 1; each side gets at least one.
         split_seed: decides the split, and which pictures `limit` leaves.
         limit: the most pictures to read, at least 2; those that turn out unusable count.
+        memory: the most bytes that crops may take, 3 per pixel. Of a folder with more, as many pictures as fit are
+            drawn by `split_seed`, and `notes` says so.
         cache: "user" for a folder in the user's cache, another folder, or None. Keyed by content; never pruned. Only
             this library's own targets are stored, since a change in a user's function could not be seen.
         workers: threads; None: as many as processors, at most 8.
@@ -68,7 +75,8 @@ def make_dataset(
     recipe = Recipe(size, opened.tiles if tiles is None else tiles, evaluation_share, split_seed, limit)
     name = f"targets of {Path(opened.description).name}" if has_targets else target.name
     folder = _cache_folder(cache) if has_targets or target.function.__module__ == own_targets.__name__ else None
-    dataset = _make(opened, recipe, None if has_targets else target, folder, workers=workers, progress=progress)
+    goal = None if has_targets else target
+    dataset = _make(opened, recipe, goal, folder, memory=memory, workers=workers, progress=progress)
     note = (f"the source has targets of its own; {target.name} was not computed",) if has_targets else ()
     return replace(dataset, target_name=name, notes=note + dataset.notes)
 
@@ -82,6 +90,7 @@ def make_pairs(
     evaluation_share: float = 0.3,
     split_seed: int = 1,
     limit: int | None = None,
+    memory: int = MEMORY,
     cache: CacheFolder = "user",
     workers: int | None = None,
     progress: Progress | None = None,
@@ -94,7 +103,7 @@ def make_pairs(
     Args:
         inputs_dir: pictures to look at.
         targets_dir: pictures to produce.
-        size, tiles, evaluation_share, split_seed, limit, cache, workers, progress: as for `make_dataset`.
+        size, tiles, evaluation_share, split_seed, limit, memory, cache, workers, progress: as for `make_dataset`.
 
     Returns:
         The data set; `binary` if every target pixel is 0 or the largest value.
@@ -105,7 +114,8 @@ def make_pairs(
     """
     recipe = Recipe(size, tiles, evaluation_share, split_seed, limit)
     source = pair_source(inputs_dir, targets_dir)
-    dataset = _make(source, recipe, None, _cache_folder(cache), workers=workers, progress=progress)
+    folder = _cache_folder(cache)
+    dataset = _make(source, recipe, None, folder, memory=memory, workers=workers, progress=progress)
     return replace(dataset, target_name=Path(targets_dir).name)
 
 
@@ -119,18 +129,31 @@ def _make(
     target: Target | None,
     folder: Path | None,
     *,
+    memory: int,
     workers: int | None,
     progress: Progress | None,
 ) -> Dataset:
+    recipe, notes = _within(memory, recipe, len(source.items))
     items = limited(source.items, recipe.limit, recipe.split_seed)
     key = "" if folder is None else _key(source._replace(items=items), recipe, target, workers)
     found = None if folder is None else store.load(folder, key)
     if found is not None:
-        return unpack(*found, source=source.description)
+        return replace(unpack(*found, source=source.description), notes=notes)
     crops = prepare_all(items, target, size=recipe.size, tiles=recipe.tiles, workers=workers, progress=progress)
     dataset = assemble(source._replace(items=items), recipe, crops, binary=target.binary if target else None)
     note = None if folder is None else store.save(folder, key, *pack(dataset))
-    return dataset if note is None else replace(dataset, notes=(note,))
+    return replace(dataset, notes=notes if note is None else (*notes, note))
+
+
+def _within(memory: int, recipe: Recipe, pictures: int) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with a limit that the crops of as many pictures keep to, and a note where that leaves some out."""
+    fits = memory // (BYTES_PER_PIXEL * recipe.tiles * recipe.size**2)
+    if fits < 2:
+        raise ValueError(f"memory={memory} does not hold the crops of two pictures; allow more, or a smaller size")
+    if fits >= (pictures if recipe.limit is None else min(recipe.limit, pictures)):
+        return recipe, ()
+    note = f"of {pictures} pictures {fits} were drawn, whose crops fit into {memory} bytes; memory= allows more"
+    return replace(recipe, limit=fits), (note,)
 
 
 def _key(source: Source, recipe: Recipe, target: Target | None, workers: int | None) -> str:

@@ -128,7 +128,8 @@ def _npz(path: Path) -> Source:
             Item(f"{i:06d}", to_grey(x), _grey_target(t)) for i, (x, t) in enumerate(zip(inputs, targets, strict=True))
         ]
     else:
-        raise ValueError(f"{path} holds {sorted(arrays)}; it must hold `pictures`, or `inputs` and `targets`")
+        names = ", ".join(map(repr, sorted(arrays))) or "nothing"
+        raise ValueError(f"{path} holds {names[:200]}; it must hold `pictures`, or `inputs` and `targets`")
     return Source(str(path), items, Counter())
 
 

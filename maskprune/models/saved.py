@@ -72,7 +72,7 @@ def _header(raw: np.ndarray | None, path: Any) -> dict[str, Any]:
         raise ValueError(f"`{path}` is not a network saved by maskprune (its header does not say {FORMAT}).")
     layers = header.get("layers")
     if not isinstance(layers, list) or not layers or layers != layer_names(len(layers)):
-        raise ValueError(f"`{path}`: its header gives the layers {layers!r}, not conv1, conv2 and so on.")
+        raise ValueError(f"`{path}`: its header gives the layers {str(layers)[:80]}, not conv1, conv2 and so on.")
     return header
 
 
@@ -88,4 +88,6 @@ def _check_chain(kernels: list[tuple[int, ...]], params: Params, path: Any) -> N
     square = all(len(shape) == 4 and shape[0] == shape[1] and shape[0] % 2 == 1 for shape in kernels)
     linked = square and all(a[3] == b[2] for a, b in itertools.pairwise(kernels))
     if not linked or any(layer["bias"].shape != layer["kernel"].shape[3:] for layer in params.values()):
-        raise ValueError(f"`{path}`: the arrays do not form a chain of convolutions; the kernels are {kernels}.")
+        raise ValueError(
+            f"`{path}`: the arrays do not form a chain of convolutions; the kernels are {str(kernels)[:200]}."
+        )
