@@ -28,7 +28,8 @@ import optax
 from common import CHUNK, Row, problem, said, write
 
 import maskprune
-from maskprune.memory import Memory, digest
+from maskprune.memory import Memory
+from maskprune.places import digest
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))

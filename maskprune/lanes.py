@@ -124,9 +124,9 @@ class Lanes:
 
 
 def _round(size: int) -> int:
-    """The next of 1, 2, 4, 6, 8, 12, 16, 24 and so on: few sizes are compiled, and which does not depend on history."""
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on: few sizes are compiled, whatever was trained before."""
     power = 2 ** math.ceil(math.log2(size))
-    return power * 3 // 4 if power > 4 and size <= power * 3 // 4 else power
+    return power * 3 // 4 if power > 2 and size <= power * 3 // 4 else power
 
 
 def _share_that_fits(program: jax.stages.Compiled) -> float:

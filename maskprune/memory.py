@@ -13,38 +13,28 @@ goes on. Knows no pictures, no framework, and nothing of how a search goes.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from maskprune import checkpoint
+from maskprune import checkpoint, places
 from maskprune.ledger import Ledger
+from maskprune.places import Place, digest
 from maskprune.population import Population, PopulationReport
-from maskprune.race import joined
 from maskprune.session import Session, SessionReport
 from maskprune.train import TrainState
 
 
 ANSWERS, STATES, REACHED = "answers.jsonl", "states", "reached"
 PENDING = 8  # answers that may wait for the disk before the run waits, too
-
-Report = TypeVar("Report", SessionReport, PopulationReport)
-
-
-class _Place(NamedTuple):
-    """Where a session stands: the state, which members go on, and the report so far."""
-
-    state: TrainState
-    report: Any
 
 
 class Memory:
@@ -185,8 +175,7 @@ class Memory:
             go = lambda state, watch, **options: session.run(
                 key, state, data, steps, until=until, rate=rate, watch=watch
             )
-            so_far = lambda state, losses: SessionReport(losses, True, "", 0.0)
-            return self._train(asked, state, go, watch, so_far=so_far, join=joined)
+            return self._train(asked, state, go, watch, so_far=places.session_so_far)
 
         return session._replace(run=run)
 
@@ -204,24 +193,17 @@ class Memory:
             watch: Any = None,
         ) -> tuple[TrainState, PopulationReport]:
             asked = digest("population", (keys, states, steps, until, rates))
-            began = np.asarray(states.step)
-
-            def so_far(states: TrainState, losses: np.ndarray) -> PopulationReport:
-                at = np.asarray(states.step)
-                alive = at == at.max()  # the others stopped at a step that was not finite
-                taken = (at - began + ~alive).astype(np.int32)
-                return PopulationReport(losses, taken, alive, ("",) * len(at), 0.0, 0.0, len(at))
 
             def go(states: TrainState, watch: Any, report: Any = None) -> Any:
                 alive = None if report is None else report.finite
                 return population.run(keys, states, data, steps, until=until, rates=rates, watch=watch, alive=alive)
 
-            return self._train(asked, states, go, watch, so_far=so_far, join=_joined)
+            return self._train(asked, states, go, watch, so_far=partial(places.population_so_far, states))
 
         return population._replace(run=run)
 
     def _train(
-        self, asked: str, like: TrainState, go: Callable[..., Any], watch: Any, *, so_far: Any, join: Callable[..., Any]
+        self, asked: str, like: TrainState, go: Callable[..., Any], watch: Any, *, so_far: Callable[..., Any]
     ) -> tuple[TrainState, Any]:
         self._pause()
         if (known := self._recalled(asked, like)) is not None:
@@ -234,7 +216,7 @@ class Memory:
             losses = np.concatenate([*before, losses], axis=-1)
             stop = self._asked_to_stop()
             if fresh:
-                here = _Place(state, so_far(state, losses)._replace(seconds=time.perf_counter() - began))
+                here = Place(state, so_far(state, losses)._replace(seconds=time.perf_counter() - began))
                 self._save_reached(asked, here, now=stop)
             if stop:
                 self.flush()
@@ -244,11 +226,11 @@ class Memory:
         if place is None:
             state, report = go(like, look)
         elif stopped := look(place.state, place.report.losses, fresh=False):
-            state, report = place.state, place.report._replace(stopped=_said(place.report, stopped))
+            state, report = place.state, places.ended(place, stopped)
         else:
             state, report = go(place.state, look, report=place.report)
-            report = join(place.report, report)
-        self._keep(asked, {"name": "training"}, _Place(state, report))
+            report = places.joined(place.report, report)
+        self._keep(asked, {"name": "training"}, Place(state, report))
         return state, report
 
     # Reading
@@ -258,7 +240,7 @@ class Memory:
         if row is None:
             return None
         try:
-            place = _load(self.folder / STATES / asked, like)
+            place = places.load(self.folder / STATES / asked, like)
         except checkpoint.CheckpointError as error:
             self._say(f"A session is trained again: {error}")
             del self._known[asked]
@@ -266,11 +248,11 @@ class Memory:
         self._go_to(row)
         return place.state, place.report
 
-    def _reached(self, asked: str, like: TrainState) -> _Place | None:
+    def _reached(self, asked: str, like: TrainState) -> Place | None:
         """Where the session stood that is now asked for, by the newest sound checkpoint."""
         for folder in sorted((self.folder / REACHED).glob(f"{asked}-*"), reverse=True):
             try:
-                return _load(folder, like)
+                return places.load(folder, like)
             except checkpoint.CheckpointError as error:
                 if folder.exists() and (folder / checkpoint.MANIFEST).exists():
                     self._say(f"An earlier save is used: {error}")
@@ -283,14 +265,14 @@ class Memory:
 
     # Writing
 
-    def _keep(self, asked: str, row: Mapping[str, Any], place: _Place | None = None) -> dict[str, Any]:
+    def _keep(self, asked: str, row: Mapping[str, Any], place: Place | None = None) -> dict[str, Any]:
         row = {"asked": asked, **row, "at": self.clock()}
 
         def write() -> None:
             found = dict(row)
             if place is not None:
                 found["ended"] = digest("ended", (place.state, place.report.losses))  # no times
-                _save(self.folder / STATES / asked, place)
+                places.save(self.folder / STATES / asked, place)
             self._ledger.add([found])
             for each in (self.folder / REACHED).glob(f"{asked}-*") if place is not None else ():
                 checkpoint.remove(each)
@@ -298,7 +280,7 @@ class Memory:
         self._write(write)
         return row
 
-    def _save_reached(self, asked: str, place: _Place, *, now: bool) -> None:
+    def _save_reached(self, asked: str, place: Place, *, now: bool) -> None:
         due = now or time.perf_counter() - self._saved_at >= self._every
         if not due or (not now and self._saving is not None and not self._saving.done()):
             return
@@ -306,7 +288,7 @@ class Memory:
 
         def write() -> None:
             folder = self.folder / REACHED
-            _save(folder / f"{asked}-{int(np.max(np.asarray(place.state.step))):012d}", place)
+            places.save(folder / f"{asked}-{int(np.max(np.asarray(place.state.step))):012d}", place)
             for each in sorted(folder.glob(f"{asked}-*"))[:-2]:
                 checkpoint.remove(each)
 
@@ -339,58 +321,6 @@ class Memory:
         if self._asked_to_stop():
             self.flush()
             raise KeyboardInterrupt
-
-
-def digest(name: str, tree: Any) -> str:
-    """A digest of a pytree of arrays, numbers, texts and typed keys: 32 hexadecimal digits, the same on any machine."""
-    found = hashlib.blake2b(name.encode(), digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            found.update(str(jax.random.key_impl(leaf)).encode())
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        found.update(f"|{jax.tree_util.keystr(path)} {array.dtype.name} {array.shape} ".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
-
-
-def _save(path: Path, place: _Place) -> None:
-    """A state, a leaf an array, and what was reported."""
-    leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(place.state))}
-    fields = place.report._asdict()
-    arrays = {name: each for name, each in fields.items() if isinstance(each, np.ndarray)}
-    kind = "session" if isinstance(place.report, SessionReport) else "population"
-    checkpoint.save(path, {**leaves, **arrays}, {"kind": kind, **{k: v for k, v in fields.items() if k not in arrays}})
-
-
-def _load(path: Path, like: TrainState) -> _Place:
-    """What `_save` wrote, for a state of the form of `like`."""
-    arrays, about = checkpoint.load(path)
-    leaves, structure = jax.tree.flatten(like)
-    found = [arrays.pop(str(number), None) for number in range(len(leaves))]
-    for leaf, each in zip(leaves, found, strict=True):
-        if each is None or (each.shape, each.dtype) != (jnp.shape(leaf), jnp.result_type(leaf)):
-            raise checkpoint.CheckpointError(f"`{path}` holds a state of another form.")
-    kind = {"session": SessionReport, "population": PopulationReport}[about.pop("kind")]
-    report = kind(**arrays, **{name: tuple(each) if isinstance(each, list) else each for name, each in about.items()})
-    return _Place(structure.unflatten([jnp.asarray(each) for each in found]), report)
-
-
-def _joined(first: PopulationReport, second: PopulationReport) -> PopulationReport:
-    """The report of a population's session in two parts."""
-    return second._replace(
-        losses=np.concatenate([first.losses, second.losses], axis=1),
-        taken=first.taken + second.taken,
-        seconds=first.seconds + second.seconds,
-        compile_seconds=first.compile_seconds + second.compile_seconds,
-    )
-
-
-def _said(report: Any, stopped: str) -> Any:
-    """Why a session ended, in the form of its report."""
-    if isinstance(report, SessionReport):
-        return stopped
-    return tuple(stopped if fine else "" for fine in report.finite)
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,9 @@ import pytest
 from maskprune import models
 from maskprune.groups import Group, Groups, Slice
 from maskprune.ledger import Ledger
-from maskprune.memory import Memory, digest
+from maskprune.memory import Memory
 from maskprune.network import init_network
+from maskprune.places import digest
 from maskprune.population import Population, PopulationReport, stack
 from maskprune.session import Session, SessionReport
 from maskprune.train import TrainState

@@ -84,6 +84,7 @@ FLOORS = {
         "interrupt",
         "memory",
         "repeat",
+        "places",
         "regret",
         "replay",
         "study",

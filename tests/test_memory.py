@@ -16,8 +16,9 @@ from toys import linear_loss as loss
 from maskprune import checkpoint
 from maskprune.alter import disable
 from maskprune.groups import Group, Groups, Slice
-from maskprune.memory import ANSWERS, REACHED, STATES, Memory, digest
+from maskprune.memory import ANSWERS, REACHED, STATES, Memory
 from maskprune.network import choose, init_network
+from maskprune.places import digest
 from maskprune.population import make_population, stack
 from maskprune.session import make_session, stagnation
 from maskprune.train import init_state, make_train_step

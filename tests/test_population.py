@@ -141,17 +141,17 @@ def test_a_population_that_is_dead_altogether_ends_at_once():
 
 def test_masks_rates_and_lengths_compile_nothing_again():
     together = new_population()
-    keys, states = members()
+    keys, states = members(6)
     state, report = together.run(keys, stack(states), DATA, 23)
     assert together.compilations() == 1 and 0 < report.compile_seconds < report.seconds
     altered = [
         init_state(disable(each.network, choose(each.network, {"g": [3]})), OPTIMIZER) for each in unstack(state)
     ]
-    _, report = together.run(keys, stack(altered), DATA, 11, rates=np.linspace(0.5, 1, 5))
+    _, report = together.run(keys, stack(altered), DATA, 11, rates=np.linspace(0.5, 1, 6))
     assert together.compilations() == 1 and report.compile_seconds == 0
-    assert together.run(keys[:4], stack(altered[:4]), DATA, 11)[1].at_once == 5  # filled up
+    assert together.run(keys[:5], stack(altered[:5]), DATA, 11)[1].at_once == 6  # filled up
     assert together.compilations() == 1
-    assert together.run(keys[:2], stack(altered[:2]), DATA, 11)[1].at_once == 2  # that would be a waste
+    assert together.run(keys[:2], stack(altered[:2]), DATA, 11)[1].at_once == 2  # six would be a waste
     assert together.compilations() == 2
 
 
@@ -188,7 +188,7 @@ def test_groups_fit_into_the_memory_there_is(monkeypatch):
 
 @pytest.mark.parametrize("good", [0, 2])
 def test_memory_that_runs_out_halves_the_groups_and_loses_nothing(monkeypatch, good):
-    keys, states = members(5)
+    keys, states = members(4)
     whole, said = TOGETHER.run(keys, stack(states), DATA, 35)
     real, calls = lanes.Lanes.advance, []
 
@@ -199,11 +199,11 @@ def test_memory_that_runs_out_halves_the_groups_and_loses_nothing(monkeypatch, g
         return real(self, lanes, *rest)
 
     monkeypatch.setattr(lanes.Lanes, "advance", short)
-    with pytest.warns(RuntimeWarning, match="2 networks are trained at once in place of 5"):
+    with pytest.warns(RuntimeWarning, match="2 networks are trained at once in place of 4"):
         found, report = new_population().run(keys, stack(states), DATA, 35)
     close(found, whole)
     np.testing.assert_allclose(report.losses, said.losses, rtol=1e-5)
-    assert report.at_once == 2 and calls[:good] == [5] * good and calls[-1] <= 2
+    assert report.at_once == 2 and calls[:good] == [4] * good and calls[-1] <= 2
 
 
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: broken"])
