@@ -17,7 +17,7 @@ from maskprune.data.batches import to_unit
 from maskprune.data.split import Dataset, Split
 
 
-MEMBERS = 64
+MEMBERS = 16
 
 
 def step_of(side):
@@ -41,7 +41,7 @@ def need(side, members=4):
 
 
 def train(limit):
-    """12 members would fill the memory: 64, 32 and 16 are too many, 8 are not."""
+    """12 members would fill the memory: 16 are too many, 8 are not. The allocator waits long before it gives up."""
     side = 8 * int(128 * np.sqrt(limit / 12 / need(128)) / 8)
     step, draw, keys, states = step_of(side)
     with warnings.catch_warnings(record=True) as told:
