@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maskprune._strict import Count, strict
 from maskprune.session import (
     Compiled,
     Course,
@@ -89,6 +90,7 @@ class Population(NamedTuple):
     programs: Callable[[], list[jax.stages.Compiled]]
 
 
+@strict
 def stack(states: Sequence[TrainState]) -> TrainState:
     """One state with a leading axis of members, from states of one structure.
 
@@ -103,14 +105,16 @@ def stack(states: Sequence[TrainState]) -> TrainState:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves])), *states)
 
 
+@strict
 def unstack(states: TrainState) -> list[TrainState]:
     """The members of a stacked state. Reads the device."""
     host = jax.device_get(states)
     return [jax.tree.map(lambda leaf, i=number: jnp.asarray(leaf[i]), host) for number in range(len(host.step))]
 
 
+@strict
 def make_population(
-    step: Step, draw: Draw, *, chunk: int = 100, at_once: int | None = None, mesh: Mesh | None = None
+    step: Step, draw: Draw, *, chunk: Count = 100, at_once: Count | None = None, mesh: Mesh | None = None
 ) -> Population:
     """Compiles many steps of many networks into one loop.
 
@@ -177,6 +181,7 @@ def make_population(
     return Population(run, lambda: groups.compiled.count, groups.compiled.programs)
 
 
+@strict
 def train_many(population: Population, data: Any, *, watch: Callable[[int, int], Watch] | None = None) -> TrainMany:
     """Sessions side by side, as searches ask for them.
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from maskprune import losses, metrics
+from maskprune._strict import strict
 from maskprune.compact import judged
 from maskprune.data.batches import DeviceSplit, draw_batch, to_device, to_unit
 from maskprune.data.split import Dataset
@@ -57,6 +58,7 @@ class PictureTask:
         return self.draw_sample()
 
 
+@strict
 def picture_task(
     apply: Callable[[Params, jax.Array], jax.Array],
     dataset: Dataset,

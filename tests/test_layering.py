@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "maskprune"
 
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
-    1: {"alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "statistics"},
+    1: {"_strict", "alive", "groups", "conv", "losses", "metrics", "quality", "data", "files", "statistics"},
     2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
@@ -78,7 +78,7 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "statistics"}
+KNOWS_NO_MASKS = {"_strict", "conv", "data", "losses", "metrics", "quality", "files", "statistics"}
 KNOWS_NO_LIBRARY = {
     "alive",
     "subsets",

@@ -37,10 +37,15 @@ class Arrays(NamedTuple):
 
 def save_safetensors(path: Path, params: Any, model_state: Any = None, plan: Plan | None = None) -> Path:
     """Writes one `.safetensors` file: names such as `params/conv1/kernel`, the plan as JSON in its metadata."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
     about = {"format": FORMAT, "plan": "" if plan is None else plan.to_json()}
-    return replace_file(path, save(_flat(params, model_state), metadata=about))
+    try:
+        content = save(_flat(params, model_state), metadata=about)
+    except SafetensorError as error:
+        raise TypeError(f"`params` or `model_state` hold what safetensors cannot: {error}") from error
+    return replace_file(path, content)
 
 
 def load_safetensors(path: Path, like: Arrays | None = None) -> Arrays:
