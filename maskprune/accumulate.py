@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskprune._strict import Natural, Share, strict
+from maskprune._strict import BelowOne, Natural, strict
 
 
 class AccumulateState(NamedTuple):
@@ -62,14 +62,12 @@ def accumulate(
 
 
 @strict
-def doubling(times: Natural = 3, *, start: Share = 0.5) -> Callable[[jax.Array], jax.Array]:
+def doubling(times: Natural = 3, *, start: BelowOne = 0.5) -> Callable[[jax.Array], jax.Array]:
     """A schedule for `accumulate`: 1 up to a share `start` of the session, then 2, 4, ... 2**times, equally long.
 
     Raises:
         ValueError: `times` is negative or `start` out of range.
     """
-    if times < 0 or not 0 <= start < 1:
-        raise ValueError(f"`times` is {times} and `start` {start}: use 0 or more, and a share in [0, 1).")
 
     def batches(progress: jax.Array) -> jax.Array:
         turns = jnp.ceil(times * (progress - start) / (1 - start))

@@ -135,7 +135,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
 
 
 @strict
-def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+def write_json(path: Path, value: Mapping[Any, Any]) -> Path:
     """Writes JSON a person can read; numbers that are not finite become null, as JSON has none.
 
     Raises:
