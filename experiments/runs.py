@@ -48,7 +48,7 @@ def begun_with(program: str, config: Any) -> Any:
     problems = [
         (config.resume and config.repeat, "--resume and --repeat do not go together"),
         (others, f"{option} takes its options from the folder: leave {words} away"),
-        (not (folder / MEMORY).is_dir(), f"{option} is {folder}, which holds no run of this program"),
+        (not os.path.isdir(folder / MEMORY), f"{option} is {folder}, which holds no run of this program"),
     ]
     refuse(program, problems)
     with in_a_sentence(program):

@@ -1,4 +1,9 @@
-"""maskprune finds the smallest convolutional network that still does the job, and hands it back."""
+"""maskprune finds the smallest convolutional network that still does the job, and hands it back.
+
+Public functions compare their arguments with their annotations, and raise TypeError for another kind of value and
+ValueError for a number out of range or an unknown word. What else they raise is told under "Raises:"; what a function
+that you pass raises passes through.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskprune._strict import BelowOne, Natural, strict
+
 
 class AccumulateState(NamedTuple):
     """The optimizer's own state, the mean of the gradients that wait, and int32[], how many these are."""
@@ -23,6 +25,7 @@ class AccumulateState(NamedTuple):
     waiting: jax.Array
 
 
+@strict
 def accumulate(
     optimizer: optax.GradientTransformation, batches: Callable[[jax.Array], jax.Array]
 ) -> optax.GradientTransformationExtraArgs:
@@ -58,10 +61,13 @@ def accumulate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def doubling(times: int = 3, *, start: float = 0.5) -> Callable[[jax.Array], jax.Array]:
-    """A schedule for `accumulate`: 1 up to a share `start` of the session, then 2, 4, ... 2**times, equally long."""
-    if times < 0 or not 0 <= start < 1:
-        raise ValueError(f"`times` is {times} and `start` {start}: use 0 or more, and a share in [0, 1).")
+@strict
+def doubling(times: Natural = 3, *, start: BelowOne = 0.5) -> Callable[[jax.Array], jax.Array]:
+    """A schedule for `accumulate`: 1 up to a share `start` of the session, then 2, 4, ... 2**times, equally long.
+
+    Raises:
+        ValueError: `times` is negative or `start` out of range.
+    """
 
     def batches(progress: jax.Array) -> jax.Array:
         turns = jnp.ceil(times * (progress - start) / (1 - start))

@@ -11,15 +11,19 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from maskprune._strict import Count, Natural, strict
+
 
 Alive = str
 
 
+@strict
 def spell(flags: Iterable[Sequence[bool] | np.ndarray]) -> Alive:
     """The text of flags, bool[C] for each group: `spell([[True, False], [True]])` is "10 1"."""
     return " ".join("".join("1" if flag else "0" for flag in np.asarray(group).tolist()) for group in flags)
 
 
+@strict
 def read(alive: Alive) -> tuple[np.ndarray, ...]:
     """The inverse of `spell`: bool[C] for each group.
 
@@ -31,27 +35,38 @@ def read(alive: Alive) -> tuple[np.ndarray, ...]:
     return tuple(np.array([digit == "1" for digit in group]) for group in alive.split(" "))
 
 
-def full(sizes: Sequence[int]) -> Alive:
+@strict
+def full(sizes: Sequence[Count]) -> Alive:
     """Every mask of groups of these sizes."""
     return spell([True] * size for size in sizes)
 
 
-def first(sizes: Sequence[int], shape: Sequence[int]) -> Alive:
-    """The first masks of every group, as many as the shape says: one set to stand for all of a shape."""
+@strict
+def first(sizes: Sequence[Count], shape: Sequence[Natural]) -> Alive:
+    """The first masks of every group, as many as the shape says: one set to stand for all of a shape.
+
+    Raises:
+        ValueError: `sizes` and `shape` differ in length.
+    """
+    if len(sizes) != len(shape):
+        raise ValueError(f"`sizes` has {len(sizes)} groups and `shape` {len(shape)}: give one number of each.")
     return spell([number < kept for number in range(size)] for size, kept in zip(sizes, shape, strict=True))
 
 
+@strict
 def shape(alive: Alive) -> tuple[int, ...]:
     """How many masks each group has left."""
     return tuple(group.count("1") for group in alive.split(" "))
 
 
+@strict
 def count(alive: Alive) -> int:
     """How many masks are left in all."""
     return alive.count("1")
 
 
-def every(sizes: Sequence[int], *, most: int | None = None) -> list[Alive]:
+@strict
+def every(sizes: Sequence[Count], *, most: Natural | None = None) -> list[Alive]:
     """All usable sets, those with the fewest masks first, and one shape after another.
 
     Args:
@@ -68,13 +83,15 @@ def every(sizes: Sequence[int], *, most: int | None = None) -> list[Alive]:
     )
 
 
-def shapes(sizes: Sequence[int], *, most: int | None = None) -> list[tuple[int, ...]]:
+@strict
+def shapes(sizes: Sequence[Count], *, most: Natural | None = None) -> list[tuple[int, ...]]:
     """All shapes of usable sets, small ones first: 25 for two groups of five."""
     found = itertools.product(*(range(1, size + 1) for size in sizes))
     return sorted((each for each in found if most is None or sum(each) <= most), key=lambda each: (sum(each), each))
 
 
-def removable(alive: Alive, *, least: int = 1) -> list[int]:
+@strict
+def removable(alive: Alive, *, least: Natural = 1) -> list[int]:
     """The masks that may go, first to last: alive, and not among the last `least` of their group."""
     found, start = [], 0
     for group in alive.split(" "):
@@ -84,6 +101,7 @@ def removable(alive: Alive, *, least: int = 1) -> list[int]:
     return found
 
 
-def without(alive: Alive, mask: int) -> Alive:
+@strict
+def without(alive: Alive, mask: Natural) -> Alive:
     """The set after one mask more is gone."""
     return f"{alive[:mask]}0{alive[mask + 1 :]}"

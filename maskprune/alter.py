@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.groups import Slice, leaf_path, leaves_by_path
 from maskprune.network import Flags, Network, Params, entries, on_device
 
@@ -23,26 +24,51 @@ from maskprune.network import Flags, Network, Params, entries, on_device
 Chosen = Mapping[str, Any]  # {group: bool[C]}, as made by `choose`
 
 
+@strict
 def disable(network: Network, chosen: Chosen) -> Network:
-    """Switches masks off: they contribute exactly nothing, keep their stored weights and never learn."""
+    """Switches masks off: they contribute exactly nothing, keep their stored weights and never learn.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     return dataclasses.replace(network, enabled=_merge(network, network.enabled, chosen, value=False))
 
 
+@strict
 def enable(network: Network, chosen: Chosen) -> Network:
-    """Switches masks on again, with the weights they had when they were disabled."""
+    """Switches masks on again, with the weights they had when they were disabled.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     return dataclasses.replace(network, enabled=_merge(network, network.enabled, chosen, value=True))
 
 
+@strict
 def freeze(network: Network, chosen: Chosen) -> Network:
-    """Holds the own numbers (kernel, bias) of masks bit for bit; they still produce output."""
+    """Holds the own numbers (kernel, bias) of masks bit for bit; they still produce output.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, value=True))
 
 
+@strict
 def thaw(network: Network, chosen: Chosen) -> Network:
-    """Lets frozen masks learn again."""
+    """Lets frozen masks learn again.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, value=False))
 
 
+@strict
 def reinitialize(key: jax.Array, network: Network, chosen: Chosen, init: Callable[[jax.Array], Params]) -> Network:
     """Gives masks a fresh draw from the initial distribution; what reads them stays as it is.
 
@@ -51,10 +77,15 @@ def reinitialize(key: jax.Array, network: Network, chosen: Chosen, init: Callabl
         network: The network.
         chosen: `{group: bool[C]}`, which masks.
         init: `init(key) -> params`, the initial distribution of the whole network (biases at their initial values).
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
     """
     return _overwrite(network, _checked(network, chosen), init(key))
 
 
+@strict
 def zero_weights(network: Network, chosen: Chosen, *, part: Literal["kernel", "all"] = "kernel") -> Network:
     """Sets the weights of masks to zero, once; they may relearn afterwards.
 
@@ -63,9 +94,11 @@ def zero_weights(network: Network, chosen: Chosen, *, part: Literal["kernel", "a
         chosen: `{group: bool[C]}`, which masks.
         part: `"kernel"` leaves the biases alone. With `"all"` a mask behind a ReLU can never relearn, because the
             gradient of ReLU at 0 is 0.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
     """
-    if part not in ("kernel", "all"):
-        raise ValueError(f'`part` is {part!r}: use "kernel" or "all".')
 
     def zero(path: Any, leaf: jax.Array) -> Any:
         return leaf if part == "kernel" and _is_bias(leaf_path(path), leaf) else np.zeros((), leaf.dtype)
@@ -78,6 +111,7 @@ def _is_bias(path: str, leaf: jax.Array) -> bool:
     return leaf.ndim <= 1 or path.rsplit("/", 1)[-1] in ("bias", "b")
 
 
+@strict
 def bypass(network: Network, name: str) -> Network:
     """Makes a layer hand on what it reads: its masks become the identity and are held there.
 
@@ -90,6 +124,7 @@ def bypass(network: Network, name: str) -> Network:
             inputs, and no frozen mask.
 
     Raises:
+        KeyError: There is no group `name`.
         ValueError: The layer cannot be bypassed; the message says why.
     """
     if why := why_no_bypass(network, name):
@@ -110,8 +145,13 @@ def bypass(network: Network, name: str) -> Network:
     return freeze(_overwrite(network, _checked(network, chosen), every), chosen)
 
 
+@strict
 def why_no_bypass(network: Network, name: str) -> str:
-    """Why a layer cannot be bypassed, or ""."""
+    """Why a layer cannot be bypassed, or "".
+
+    Raises:
+        KeyError: There is no group `name`.
+    """
     own = own_slices(network, name)
     leaves = leaves_by_path(network.params)
     kernels = [path for path in own if leaves[path].ndim >= 2]

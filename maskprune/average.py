@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskprune._strict import strict
+
 
 class AverageState(NamedTuple):
     """Steps so far, how many of them were averaged, and the average: a pytree like the parameters."""
@@ -23,6 +25,7 @@ class AverageState(NamedTuple):
     mean: Any
 
 
+@strict
 def land_on_average(start: float = 0.75) -> optax.GradientTransformationExtraArgs:
     """Lets an optimizer pass until the last step of a session, which moves the parameters onto their average.
 

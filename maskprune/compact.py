@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import NotNegative, check_leaves, strict
 from maskprune.alter import kernel_of, own_slices
 from maskprune.groups import leaves_by_path
 from maskprune.network import Network, Params, effective_params
@@ -29,13 +30,14 @@ class CompactionError(RuntimeError):
     """The small network does not compute what the masked one does."""
 
 
+@strict
 def compact(
     apply: Apply,
     network: Network,
     *inputs: Any,
     model_state: Any = None,
     round_to: int = 1,
-    tolerance: float = 1e-5,
+    tolerance: NotNegative = 1e-5,
     rules: Rules | None = None,
 ) -> tuple[Apply, Params]:
     """Removes disabled masks for good.
@@ -55,6 +57,8 @@ def compact(
         under `jit`, `grad`, `vmap` and `jax.export`. The small state is `make_plan(...).cut(model_state, state=True)`.
 
     Raises:
+        TypeError: A leaf of the inputs or of `model_state` is no array.
+        ValueError: `round_to` is below 1.
         CompactionError: The groups do not fit the function, or on the sample inputs the outputs differ by more than
             rounding.
     """
@@ -71,6 +75,7 @@ def compact(
     return small_apply, small
 
 
+@strict
 def judged(apply: Apply, network: Network) -> tuple[Apply, Params]:
     """The function and the parameters by which a network should be judged.
 
@@ -104,6 +109,7 @@ def compact_params(network: Network) -> Params:
     return make_plan(network.groups, network.enabled).cut(effective_params(network))
 
 
+@strict
 def check_same(
     apply: Apply,
     network: Network,
@@ -111,7 +117,7 @@ def check_same(
     *inputs: Any,
     small_apply: Apply | None = None,
     states: tuple[tuple[Any, ...], tuple[Any, ...]] = ((), ()),
-    tolerance: float = 1e-5,
+    tolerance: NotNegative = 1e-5,
 ) -> float:
     """Compares the masked and the small network on sample inputs.
 
@@ -128,10 +134,14 @@ def check_same(
         The largest absolute difference of any output number.
 
     Raises:
+        TypeError: A leaf of the inputs or of `states` is no array.
         CompactionError: It exceeds `tolerance` times the largest output magnitude (1 if that is smaller), and also ten
             times what moving every parameter by one unit in its last place does to the outputs; or an output is not
             finite, the outputs have other shapes, or `apply` does not run on the small parameters.
     """
+    check_leaves("inputs", jax.tree.leaves(inputs))
+    check_leaves("small", jax.tree.leaves(small))
+    check_leaves("model_state", jax.tree.leaves(states))
     run, full = jax.jit(apply), (*states[0], *inputs)
     run_small = run if small_apply is None else jax.jit(small_apply)
     masked = _numbers(run(effective_params(network), *full))
@@ -169,7 +179,7 @@ def _check_comparable(masked: list[np.ndarray], removed: list[np.ndarray]) -> No
     if shapes[0] != shapes[1]:  # some would broadcast without a word
         raise CompactionError(f"The masked network gives the shapes {shapes[0]}, the compacted one {shapes[1]}.")
     if not all(np.all(np.isfinite(x)) for x in masked + removed):
-        raise CompactionError("An output is not finite, so the masked and the compacted network cannot be compared.")
+        raise CompactionError("On these `inputs` an output is not finite, so nothing can be compared.")
 
 
 def _run_small(run: Apply, small: Params, inputs: tuple[Any, ...]) -> Any:
@@ -177,7 +187,7 @@ def _run_small(run: Apply, small: Params, inputs: tuple[Any, ...]) -> Any:
         return run(small, *inputs)
     except (TypeError, ValueError, ShrinkError) as error:
         raise CompactionError(
-            f"`apply` runs on the masked parameters, but not on the compacted ones: {error}"
+            f"`apply` runs on the masked parameters, but not on `small`, the compacted ones: {error}"
         ) from error
 
 
@@ -185,6 +195,7 @@ def _numbers(outputs: Any) -> list[np.ndarray]:
     return [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(outputs)]
 
 
+@strict
 def count_params(params: Params) -> int:
     """How many numbers a pytree of arrays holds."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))

@@ -19,6 +19,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import Count, strict
 from maskprune.conv import OWN
 from maskprune.groups import Groups
 from maskprune.labels import Axis, Labels
@@ -87,6 +88,7 @@ class Cost:
         return "\n".join([*lines, *([""] if self.saves else []), *_table(self)])
 
 
+@strict
 def cost(
     apply: Callable[..., Any],
     params: Any,
@@ -113,6 +115,7 @@ def cost(
         rules: Rules for primitives that have none, as for `trace`.
 
     Raises:
+        TypeError: see `trace`.
         ValueError: `groups` or `enabled` do not fit the function, or a size is symbolic.
 
     Example:
@@ -135,7 +138,8 @@ def cost(
     return Cost(**totals, latency=taken, saves=saves, notes=tuple(counter.notes), sizes=sizes)
 
 
-def time_calls(calls: Sequence[Callable[[], Any]], *, repeats: int = 30) -> list[Latency]:
+@strict
+def time_calls(calls: Sequence[Callable[[], Any]], *, repeats: Count = 30) -> list[Latency]:
     """Times calls alternately, so that what else the machine does meets all of them, after two warm-up rounds.
 
     Args:

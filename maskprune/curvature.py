@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import Count, check_leaves, strict
 from maskprune.network import Network, Params, effective_params, trainable, trained_leaves
 from maskprune.sums import product_of_rows, sum_of_parts
 
@@ -51,6 +52,7 @@ class Quadratic(NamedTuple):
     gradient: jax.Array
 
 
+@strict
 def flatten(network: Network) -> Flat:
     """The network as a vector, which of its entries may move, and the way back."""
     params = effective_params(network)
@@ -73,15 +75,23 @@ def flags_of(network: Network, marks: Any) -> jax.Array:
     return _ravel(every, network.params)
 
 
+@strict
 def shift(network: Network, step: jax.Array) -> Network:
-    """The network after a step float[D]. What may not move keeps its stored values bit for bit, NaN or not."""
+    """The network after a step float[D]. What may not move keeps its stored values bit for bit, NaN or not.
+
+    Raises:
+        ValueError: `step` has another shape.
+    """
     flat = flatten(network)
+    if step.shape != flat.vector.shape:
+        raise ValueError(f"`step` has shape {step.shape}: the network has {flat.vector.size} entries, so use float[D].")
     moved, marks = flat.unflatten(flat.vector + step), trainable(network)
     params = jax.tree.map(lambda old, new, moves: jnp.where(moves, new, old), network.params, moved, marks)
     return dataclasses.replace(network, params=params)
 
 
-def jacobian(residuals: Residuals, network: Network, batch: Any, *, chunk: int = 8) -> jax.Array:
+@strict
+def jacobian(residuals: Residuals, network: Network, batch: Any, *, chunk: Count = 8) -> jax.Array:
     """How every residual moves with every entry, by forward-mode products.
 
     Args:
@@ -96,8 +106,9 @@ def jacobian(residuals: Residuals, network: Network, batch: Any, *, chunk: int =
     return _rows(lambda params: residuals(params, batch), network, chunk).T
 
 
+@strict
 def gauss_newton(
-    residuals: Residuals, network: Network, batch: Any, *, examples: int | None = None, chunk: int = 8
+    residuals: Residuals, network: Network, batch: Any, *, examples: Count | None = None, chunk: Count = 8
 ) -> Quadratic:
     """The Gauss-Newton matrix `2 J'J / R` of the mean square of the residuals, and its gradient `2 J'r / R`.
 
@@ -110,9 +121,11 @@ def gauss_newton(
         chunk: See `jacobian`.
 
     Raises:
+        TypeError: A leaf of `batch` is no array.
         ValueError: `examples` is less than 1, or the arrays of `batch` do not agree on the number of examples: see
             `sum_of_parts`.
     """
+    check_leaves("batch", jax.tree.leaves(batch))
 
     def sums(part: Any) -> tuple[jax.Array, jax.Array]:
         rows = _rows(lambda params: residuals(params, part), network, chunk)
@@ -124,7 +137,8 @@ def gauss_newton(
     return Quadratic(2.0 / count * matrix, 2.0 / count * gradient)
 
 
-def hessian(loss: Callable[[Params, Any], jax.Array], network: Network, batch: Any, *, chunk: int = 8) -> jax.Array:
+@strict
+def hessian(loss: Callable[[Params, Any], jax.Array], network: Network, batch: Any, *, chunk: Count = 8) -> jax.Array:
     """The exact second derivatives of a loss, by Hessian-vector products (Pearlmutter 1994), forward over reverse.
 
     Args:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import jax
 
+from maskprune._strict import Natural, check_fields
+
 
 Role = Literal["out", "in", "state"]
 
@@ -32,9 +34,12 @@ class Slice:
     """
 
     leaf: str
-    axis: int
+    axis: Natural
     labels: tuple[int, ...]
     role: Role
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +54,12 @@ class Group:
     """
 
     name: str
-    size: int
+    size: Natural
     slices: tuple[Slice, ...]
     inexact: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def with_role(self, role: Role) -> tuple[Slice, ...]:
         return tuple(piece for piece in self.slices if piece.role == role)
@@ -70,6 +78,7 @@ class Groups:
     protected: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for group in self.groups:
             _check_group(group)
         names = self.names

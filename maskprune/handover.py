@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.groups import Group, Groups, Slice, leaf_path, leaves_by_path
 from maskprune.network import Network, effective_params
 from maskprune.plan import Plan, make_plan
 from maskprune.train import TrainState
 
 
+@strict
 def compact_network(network: Network) -> Network:
     """The small network with the masks that are left, all enabled. Groups that lost every mask are gone.
 
@@ -38,6 +40,7 @@ def compact_network(network: Network) -> Network:
     )
 
 
+@strict
 def compact_state(state: TrainState) -> TrainState:
     """A training state for the small network: parameters, optimizer memory and model state, cut alike.
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from maskprune._strict import BelowOne, Few, NotNegative, Positive, Share, strict
+
 
 def hold_untrainable() -> optax.GradientTransformationExtraArgs:
     """Selects the update where `trainable` is True and exactly zero elsewhere.
@@ -48,6 +50,7 @@ def held(optimizer: optax.GradientTransformation, trained_leaves: Any) -> optax.
     return optax.chain(hold_untrainable(), whole, hold_untrainable())
 
 
+@strict
 def scale_by_progress(schedule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformationExtraArgs:
     """Scales updates by a schedule over the *share of the session done*, in [0, 1).
 
@@ -66,17 +69,20 @@ def scale_by_progress(schedule: Callable[[jax.Array], jax.Array]) -> optax.Gradi
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def cosine(progress: jax.Array, *, warmup: float = 0.02) -> jax.Array:
+@strict
+def cosine(progress: jax.Array, *, warmup: Share = 0.02) -> jax.Array:
     """Linear warm-up over the first `warmup` of a session, then half a cosine from 1 to 0."""
     return level(progress, warmup=warmup) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
-def level(progress: jax.Array, *, warmup: float = 0.02) -> jax.Array:
+@strict
+def level(progress: jax.Array, *, warmup: Share = 0.02) -> jax.Array:
     """Linear warm-up over the first `warmup` of a session, then 1 to its end: for `land_on_average`."""
     return jnp.minimum(progress / warmup, 1.0) if warmup > 0 else jnp.ones_like(progress)
 
 
-def plateau(progress: jax.Array, *, warmup: float = 0.02, until: float = 0.7) -> jax.Array:
+@strict
+def plateau(progress: jax.Array, *, warmup: Share = 0.02, until: BelowOne = 0.7) -> jax.Array:
     """Linear warm-up, then 1 up to a share `until` of the session, then straight down to 0.
 
     References:
@@ -85,8 +91,13 @@ def plateau(progress: jax.Array, *, warmup: float = 0.02, until: float = 0.7) ->
     return level(progress, warmup=warmup) * jnp.minimum(1.0, (1.0 - progress) / (1.0 - until))
 
 
+@strict
 def restarts(
-    cycles: int = 3, *, growth: float = 2.0, decay: float = 1.0, warmup: float = 0.02
+    cycles: Few = 3,
+    *,
+    growth: Positive = 2.0,
+    decay: NotNegative = 1.0,
+    warmup: Share = 0.02,
 ) -> Callable[[jax.Array], jax.Array]:
     """A schedule of several half cosines, one after another: every new one leaves the valley the last one settled in.
 
@@ -106,8 +117,6 @@ def restarts(
     References:
         Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, ICLR 2017.
     """
-    if cycles < 1 or growth <= 0:
-        raise ValueError(f"`cycles` is {cycles} and `growth` {growth}: use 1 cycle or more, and a positive growth.")
     lengths = growth ** np.arange(cycles, dtype=np.float64)
     ends = np.cumsum(lengths) / np.sum(lengths)
     begins = np.concatenate([[0.0], ends[:-1]])

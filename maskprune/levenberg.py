@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskprune._strict import NotNegative, strict
 from maskprune.curvature import Quadratic, Residuals, flatten, gauss_newton
 from maskprune.train import Step, StepInfo, TrainState, take_updates
 
@@ -33,7 +34,8 @@ class LevenbergState(NamedTuple):
     growth: jax.Array
 
 
-def levenberg(damping: float = 1e-2) -> optax.GradientTransformationExtraArgs:
+@strict
+def levenberg(damping: NotNegative = 1e-2) -> optax.GradientTransformationExtraArgs:
     """The memory of `make_levenberg_step`, as an optax transform: hands every step on, and keeps the damping.
 
     Chain it with what steps are to pass through: `land_on_average` (a batch is never large enough to be trusted alone)
@@ -56,6 +58,7 @@ def levenberg(damping: float = 1e-2) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@strict
 def make_levenberg_step(
     residuals: Residuals, optimizer: optax.GradientTransformation, *, examples: int | None = None
 ) -> Step:

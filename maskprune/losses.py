@@ -9,9 +9,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from maskprune._strict import Positive, strict
 
 
-def crop_border(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, border: int) -> tuple[jax.Array, jax.Array]:
+Picture = jax.Array | np.ndarray  # float[N, H, W, C]
+
+
+@strict
+def crop_border(output: Picture, target: Picture, border: int) -> tuple[jax.Array, jax.Array]:
     """Checks that two pictures can be compared and takes `border` pixels off each side of both.
 
     Args:
@@ -42,18 +49,20 @@ def crop_border(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, bord
     return output[:, rows, columns], target[:, rows, columns]
 
 
-def _as_float(name: str, picture: jax.typing.ArrayLike) -> jax.Array:
+def _as_float(name: str, picture: Picture) -> jax.Array:
     picture = jnp.asarray(picture)
     if not (jnp.issubdtype(picture.dtype, jnp.floating) or picture.dtype == jnp.bool_):
         raise TypeError(f"{name} has dtype {picture.dtype}, expected a float picture in [0, 1]; divide by 255 first")
     return picture.astype(jnp.promote_types(picture.dtype, jnp.float32))
 
 
+@strict
 def picture_total(values: jax.Array) -> jax.Array:
     """Sums `[N, H, W, C]` over all but the first axis to `[N]`, rows first, so that float32 loses little."""
     return jnp.sum(jnp.sum(values, axis=(2, 3)), axis=1)
 
 
+@strict
 def mse(output: jax.Array, target: jax.Array, *, border: int = 0) -> jax.Array:
     """Mean squared error over pictures, rows and columns.
 
@@ -66,12 +75,14 @@ def mse(output: jax.Array, target: jax.Array, *, border: int = 0) -> jax.Array:
         A scalar, 0 or more, in squared units of the picture.
 
     Raises:
+        TypeError: see `losses.crop_border`.
         ValueError: see `crop_border`.
     """
     output, target = crop_border(output, target, border)
     return _mean(jnp.square(output - target))
 
 
+@strict
 def mae(output: jax.Array, target: jax.Array, *, border: int = 0) -> jax.Array:
     """Mean absolute error over pictures, rows and columns; its gradient is 0 where both are equal.
 
@@ -84,6 +95,7 @@ def mae(output: jax.Array, target: jax.Array, *, border: int = 0) -> jax.Array:
         A scalar, 0 or more, in units of the picture.
 
     Raises:
+        TypeError: see `losses.crop_border`.
         ValueError: see `crop_border`.
     """
     output, target = crop_border(output, target, border)
@@ -94,12 +106,14 @@ def _mean(values: jax.Array) -> jax.Array:
     return jnp.sum(picture_total(values)) / values.size
 
 
-def overlap(output: jax.Array, target: jax.Array, ceiling: float = 1.0) -> jax.Array:
+@strict
+def overlap(output: jax.Array, target: jax.Array, ceiling: Positive = 1.0) -> jax.Array:
     """What each pixel adds to TP: the output, at most `ceiling`, times the target. NaN stays NaN."""
     return jnp.where(output > ceiling, ceiling, output) * target if math.isfinite(ceiling) else output * target
 
 
-def soft_f1(output: jax.Array, target: jax.Array, *, border: int = 0, ceiling: float = 1.0) -> jax.Array:
+@strict
+def soft_f1(output: jax.Array, target: jax.Array, *, border: int = 0, ceiling: Positive = 1.0) -> jax.Array:
     """One minus the soft F1 score of each picture, averaged over pictures ("macro").
 
     With E = Σ|O − T| and TP = Σ min(O, ceiling)·T over the pixels of a picture, its loss is E / (2TP + E). For binary
@@ -120,6 +134,7 @@ def soft_f1(output: jax.Array, target: jax.Array, *, border: int = 0, ceiling: f
         E > 0, the picture counts as wholly wrong: 1.
 
     Raises:
+        TypeError: see `losses.crop_border`.
         ValueError: see `crop_border`.
 
     Example:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.losses import crop_border, overlap, picture_total
+from maskprune._strict import Positive, strict
+from maskprune.losses import Picture, crop_border, overlap, picture_total
 from maskprune.quality import PrecisionRecallF1 as PrecisionRecallF1
 from maskprune.quality import precision_recall_f1 as precision_recall_f1
 from maskprune.quality import ssim as ssim
@@ -46,9 +47,8 @@ class _Columns(NamedTuple):
         return self.spread + self.target**2 / self.pixels
 
 
-def picture_sums(
-    output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0, ceiling: float = 1.0
-) -> jax.Array:
+@strict
+def picture_sums(output: Picture, target: Picture, *, border: int = 0, ceiling: Positive = 1.0) -> jax.Array:
     """Reduces each picture to the six sums that every score here is made of. Runs under `jit` and `vmap`.
 
     Args:
@@ -62,6 +62,7 @@ def picture_sums(
         ΣT, Σ(T − mean of T)² and the number of pixels. Rows of many batches may be concatenated.
 
     Raises:
+        TypeError: see `losses.crop_border`.
         ValueError: see `losses.crop_border`.
     """
     output, target = crop_border(output, target, border)
@@ -72,7 +73,8 @@ def picture_sums(
     return jnp.stack([*(picture_total(term).astype(jnp.float32) for term in terms), pixels], axis=1)
 
 
-def scores_from_sums(sums: jax.typing.ArrayLike, *, average: Average = "macro") -> dict[str, float]:
+@strict
+def scores_from_sums(sums: Picture, *, average: Average = "macro") -> dict[str, float]:
     """Turns the rows of `picture_sums` into scores, in float64 on the host.
 
     Args:
@@ -104,8 +106,6 @@ def scores_from_sums(sums: jax.typing.ArrayLike, *, average: Average = "macro") 
     rows = np.asarray(sums, np.float64)
     if rows.ndim != 2 or rows.shape[1] != len(_Columns._fields) or not len(rows):
         raise ValueError(f"sums has shape {rows.shape}, expected [N, 6] with N ≥ 1; pass the rows of picture_sums")
-    if average not in ("macro", "micro"):
-        raise ValueError(f'average={average!r} is unknown; choose "macro" or "micro"')
     scorers = {"f1": _macro_f1 if average == "macro" else _micro_f1, **_POOLED}
     if not np.isfinite(rows).all():
         return dict.fromkeys(scorers, float("nan"))
@@ -121,6 +121,7 @@ def _micro_f1(columns: _Columns) -> float:
     return float(f1_of(columns.error.sum(), columns.overlap.sum()))
 
 
+@strict
 def f1_of(error: np.ndarray, overlap: np.ndarray) -> np.ndarray:
     """2TP / (2TP + E) of sums E = Σ|O − T| and TP, with the ends that `scores_from_sums` tells of."""
     whole = 2 * overlap + error
@@ -161,33 +162,67 @@ _POOLED: dict[str, Callable[[_Columns], float]] = {
 }
 
 
-def soft_f1(
-    output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0, average: Average = "macro"
-) -> float:
-    """Soft F1 score of `[N, H, W, C]` pictures, in [0, 1], higher is better; see `scores_from_sums`."""
+@strict
+def soft_f1(output: Picture, target: Picture, *, border: int = 0, average: Average = "macro") -> float:
+    """Soft F1 score of `[N, H, W, C]` pictures, in [0, 1], higher is better; see `scores_from_sums`.
+
+    Raises:
+        TypeError: see `losses.crop_border`.
+        ValueError: see `losses.crop_border`.
+    """
     return scores_from_sums(picture_sums(output, target, border=border), average=average)["f1"]
 
 
-def mae(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> float:
-    """Mean absolute error of `[N, H, W, C]` pictures; see `scores_from_sums`."""
+@strict
+def mae(output: Picture, target: Picture, *, border: int = 0) -> float:
+    """Mean absolute error of `[N, H, W, C]` pictures; see `scores_from_sums`.
+
+    Raises:
+        TypeError: see `losses.crop_border`.
+        ValueError: see `losses.crop_border`.
+    """
     return scores_from_sums(picture_sums(output, target, border=border))["mae"]
 
 
-def mse(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> float:
-    """Mean squared error of `[N, H, W, C]` pictures; see `scores_from_sums`."""
+@strict
+def mse(output: Picture, target: Picture, *, border: int = 0) -> float:
+    """Mean squared error of `[N, H, W, C]` pictures; see `scores_from_sums`.
+
+    Raises:
+        TypeError: see `losses.crop_border`.
+        ValueError: see `losses.crop_border`.
+    """
     return scores_from_sums(picture_sums(output, target, border=border))["mse"]
 
 
-def relative_rmse(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> float:
-    """Root of squared error over squared target, pooled over `[N, H, W, C]` pictures; see `scores_from_sums`."""
+@strict
+def relative_rmse(output: Picture, target: Picture, *, border: int = 0) -> float:
+    """Root of squared error over squared target, pooled over `[N, H, W, C]` pictures; see `scores_from_sums`.
+
+    Raises:
+        TypeError: see `losses.crop_border`.
+        ValueError: see `losses.crop_border`.
+    """
     return scores_from_sums(picture_sums(output, target, border=border))["relative_rmse"]
 
 
-def r2(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> float:
-    """Share of the target's variance explained, pooled over `[N, H, W, C]` pictures, ≤ 1; see `scores_from_sums`."""
+@strict
+def r2(output: Picture, target: Picture, *, border: int = 0) -> float:
+    """Share of the target's variance explained, pooled over `[N, H, W, C]` pictures, ≤ 1; see `scores_from_sums`.
+
+    Raises:
+        TypeError: see `losses.crop_border`.
+        ValueError: see `losses.crop_border`.
+    """
     return scores_from_sums(picture_sums(output, target, border=border))["r2"]
 
 
-def psnr(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> float:
-    """Peak signal-to-noise ratio in dB for a peak of 1, pooled, at most 100; see `scores_from_sums`."""
+@strict
+def psnr(output: Picture, target: Picture, *, border: int = 0) -> float:
+    """Peak signal-to-noise ratio in dB for a peak of 1, pooled, at most 100; see `scores_from_sums`.
+
+    Raises:
+        TypeError: see `losses.crop_border`.
+        ValueError: see `losses.crop_border`.
+    """
     return scores_from_sums(picture_sums(output, target, border=border))["psnr"]

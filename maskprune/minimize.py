@@ -18,6 +18,7 @@ import jax
 import optax
 
 from maskprune import moves
+from maskprune._strict import strict
 from maskprune.alter import disable
 from maskprune.early import Early
 from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move
@@ -32,6 +33,7 @@ from maskprune.train import TrainState, init_state
 Train = Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]]
 
 
+@strict
 def minimize(
     key: jax.Array,
     state: TrainState,

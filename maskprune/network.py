@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import check_leaves, strict
 from maskprune.groups import Group, Groups, Role, Slice, check_groups, leaf_path, leaves_by_path
 
 
@@ -44,6 +45,7 @@ class Network:
     fixed: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
+@strict
 def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -> Network:
     """Makes a network with every mask enabled and none frozen.
 
@@ -54,8 +56,10 @@ def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -
             are not floating point never train either.
 
     Raises:
+        TypeError: A leaf of `params` is no array.
         ValueError: A slice of `groups` does not fit `params`, or a pattern of `fixed` matches no leaf.
     """
+    check_leaves("params", jax.tree.leaves(params))
     params = jax.tree.map(strongly_typed, params)
     check_groups(groups, params)
     return Network(
@@ -67,6 +71,7 @@ def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -
     )
 
 
+@strict
 def choose(network: Network, masks: Mapping[str, Iterable[int]]) -> Flags:
     """Names masks: `choose(network, {"conv1": [3]})` is True at mask 3 of group `conv1` and False elsewhere.
 
@@ -121,6 +126,7 @@ def along_axis(piece: Slice, values: jax.Array, ndim: int, *, rest: Any) -> jax.
     return padded[np.asarray(piece.labels, np.int32)].reshape(shape)
 
 
+@strict
 @partial(jax.jit, inline=True)
 def effective_params(network: Network) -> Params:
     """What the network computes with: zeros in every `out` and `in` entry of a disabled mask.
@@ -131,6 +137,7 @@ def effective_params(network: Network) -> Params:
     return jax.tree.map(lambda leaf, gone: jnp.where(gone, jnp.zeros((), leaf.dtype), leaf), network.params, off)
 
 
+@strict
 def trainable(network: Network) -> Any:
     """Which entries an optimizer may change: those of no disabled mask, and not a frozen mask's own.
 
@@ -152,11 +159,13 @@ def trained_leaves(network: Network) -> Any:
     return jax.tree_util.tree_map_with_path(trains, network.params)
 
 
+@strict
 def count_enabled(network: Network) -> dict[str, int]:
     """How many masks of each group are enabled. Reads the device."""
     return {name: int(np.sum(np.asarray(flags))) for name, flags in network.enabled.items()}
 
 
+@strict
 def list_masks(chosen: Mapping[str, jax.Array]) -> dict[str, list[int]]:
     """The inverse of `choose`: mask numbers by group, groups without any left out. Reads the device."""
     numbers = {name: np.flatnonzero(np.asarray(flags)).tolist() for name, flags in chosen.items()}

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from maskprune import record
+from maskprune._strict import strict
 from maskprune.compact import check_same, count_params
 from maskprune.conv import describe_way
 from maskprune.data.batches import to_unit
@@ -51,6 +52,7 @@ class Outcome(NamedTuple):
     compile_seconds: float = 0.0
 
 
+@strict
 def summarize(found: Outcome, *, model: FCN, task: PictureTask, dataset: Dataset) -> dict[str, Any]:
     """The result in numbers, as `result.json` holds it.
 
@@ -131,16 +133,20 @@ def dead_masks(model: FCN, network: Network, dataset: Dataset) -> dict[str, list
     return {name: numbers.tolist() for name, numbers in dead.items() if numbers.size}
 
 
+@strict
 def write_outcome(folder: Path, found: Outcome, result: Mapping[str, Any], *, model: FCN, dataset: Dataset) -> Path:
     """Writes `network.npz`, `result.json`, `history.csv`, `pictures/*.png` and `report.html`.
 
     Returns:
         The path of the report.
+
+    Raises:
+        OSError: A file or folder cannot be read, or not be written.
     """
     from maskprune import report  # late: jinja2
 
     small = record.small_fcn(found.state.network)
-    save(folder / "network.npz", small, about={"task": result.get("task"), "score": result["final_score"]})
+    save(folder / "network.npz", small, about={"task": result.get("task"), "score": result.get("final_score")})
     record.write_json(folder / "result.json", result)
     record.write_csv(folder / "history.csv", found.rows)
     pictures = draw(found, model=model, dataset=dataset, border=int(result.get("border") or 0))

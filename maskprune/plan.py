@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.groups import Groups, leaf_path, leaves_by_path
 
 
@@ -156,6 +157,7 @@ class Plan:
                     )
 
 
+@strict
 def make_plan(
     groups: Groups, enabled: Mapping[str, Any], *, round_to: int = 1, scores: Mapping[str, Any] | None = None
 ) -> Plan:
@@ -169,8 +171,10 @@ def make_plan(
         scores: `{group: float[C]}`, from a selector: the highest are added back first; without, the first ones.
 
     Raises:
+        ValueError: `enabled` lacks a group, or it or `scores` has another number of masks.
         ValueError: `round_to` is below 1.
     """
+    _check_flags(groups, enabled, scores or {})
     flags = {
         name: np.append(round_up(values, round_to, (scores or {}).get(name)), True) for name, values in enabled.items()
     }
@@ -187,6 +191,14 @@ def make_plan(
     ]
     inexact = any(group.inexact and not flags[group.name].all() for group in groups)
     return Plan(tuple(cuts), inexact)
+
+
+def _check_flags(groups: Groups, enabled: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+    for name, of in (("enabled", enabled), ("scores", scores)):
+        for group in groups:
+            found = np.shape(of[group.name]) if group.name in of else None
+            if found != (group.size,) and (found or of is enabled):
+                raise ValueError(f"`{name}[{group.name!r}]` has the shape {found}: give {group.size} masks.")
 
 
 def round_up(enabled: Any, to: int, scores: Any = None) -> np.ndarray:

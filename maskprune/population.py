@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from maskprune._strict import Count, strict
 from maskprune.headroom import with_less_memory
 from maskprune.lanes import Lanes
 from maskprune.session import (
@@ -83,6 +84,7 @@ class Population(NamedTuple):
     programs: Callable[[], list[jax.stages.Compiled]]
 
 
+@strict
 def stack(states: Sequence[TrainState]) -> TrainState:
     """One state with a leading axis of members, from states of one structure.
 
@@ -97,18 +99,20 @@ def stack(states: Sequence[TrainState]) -> TrainState:
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves])), *states)
 
 
+@strict
 def unstack(states: TrainState) -> list[TrainState]:
     """The members of a stacked state. Reads the device."""
     host = jax.device_get(states)
     return [jax.tree.map(lambda leaf, i=number: jnp.asarray(leaf[i]), host) for number in range(len(host.step))]
 
 
+@strict
 def make_population(
     step: Step,
     draw: Draw,
     *,
-    chunk: int = 100,
-    at_once: int | None = None,
+    chunk: Count = 100,
+    at_once: Count | None = None,
     invariant: bool = False,
     mesh: Mesh | None = None,
 ) -> Population:
@@ -210,6 +214,7 @@ class _Run:
         return PopulationReport(self._losses, self._taken, finite, reasons, seconds, compile_seconds, size)
 
 
+@strict
 def train_many(population: Population, data: Any, *, watch: Callable[[int, int], Watch] | None = None) -> TrainMany:
     """Sessions side by side, as searches ask for them.
 

@@ -7,10 +7,9 @@ sets; scikit-image is loaded only when `ssim` is called.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from maskprune.losses import crop_border
+from maskprune.losses import Picture, crop_border
 
 
 _SSIM_WINDOW = 7  # pixels; scikit-image's default, the side of its uniform window
@@ -24,7 +23,7 @@ class PrecisionRecallF1(NamedTuple):
     f1: float
 
 
-def ssim(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0) -> float:
+def ssim(output: Picture, target: Picture, *, border: int = 0) -> float:
     """Mean structural similarity, from scikit-image: uniform 7×7 window, data range 1.
 
     Args:
@@ -49,7 +48,7 @@ def ssim(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: 
     return float(np.mean(np.asarray(scores, np.float64)))
 
 
-def uiqi(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int = 0, block: int = 8) -> float:
+def uiqi(output: Picture, target: Picture, *, border: int = 0, block: int = 8) -> float:
     """Universal Image Quality Index: correlation, brightness and contrast in one number.
 
     In every `block`×`block` window, sliding by one pixel, with means m, variances s² and covariance s_xy,
@@ -78,9 +77,7 @@ def uiqi(output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: 
     return float(np.mean([_quality_map(x, y, block).mean() for x, y in pairs]))
 
 
-def _planes(
-    output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, border: int, window: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _planes(output: Picture, target: Picture, *, border: int, window: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cuts both into pairs of `float64[H, W]`, one per picture and channel."""
     pair = [np.asarray(picture, np.float64) for picture in crop_border(output, target, border)]
     height, width = pair[0].shape[1:3]
@@ -126,7 +123,7 @@ def _ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def precision_recall_f1(
-    output: jax.typing.ArrayLike, target: jax.typing.ArrayLike, *, threshold: float = 0.5, border: int = 0
+    output: Picture, target: Picture, *, threshold: float = 0.5, border: int = 0
 ) -> PrecisionRecallF1:
     """Precision, recall and F1 of the pixels above a threshold, counted over all pictures together.
 

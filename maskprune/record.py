@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskprune._strict import Count, Natural, strict
 from maskprune.compact import compact_params, count_params
 from maskprune.cost import time_calls
 from maskprune.files import replace_file
@@ -35,7 +36,8 @@ Row = dict[str, Any]
 Size = Callable[[Network], Mapping[str, int]]
 
 
-def history_row(found: Round, *, size: Size, spent: int) -> Row:
+@strict
+def history_row(found: Round, *, size: Size, spent: Natural) -> Row:
     """One round as a flat row. Sizes and `enabled` are those of the network that was judged, kept or not.
 
     Args:
@@ -57,15 +59,16 @@ def history_row(found: Round, *, size: Size, spent: int) -> Row:
     }
 
 
+@strict
 def final_row(
     state: TrainState,
     metrics: Mapping[str, float],
     report: SessionReport,
     *,
-    number: int,
+    number: Natural,
     reason: str,
     size: Size,
-    spent: int,
+    spent: Natural,
 ) -> Row:
     """A last session, which tries no mask, as a row like the others."""
     return {
@@ -73,7 +76,7 @@ def final_row(
         "verdict": "final",
         "reason": reason,
         "chosen": "",
-        "score": metrics["score"],
+        "score": metrics.get("score", float("nan")),
         **sizes(state.network, size),
         **_measured(metrics, steps=len(report.losses), spent=spent, seconds=report.seconds),
     }
@@ -84,17 +87,20 @@ def _measured(metrics: Mapping[str, float], *, steps: int, spent: int, seconds: 
     return {**errors, "steps": steps, "total_steps": spent + steps, "seconds": round(seconds, 3)}
 
 
+@strict
 def small_fcn(network: Network) -> Any:
     """The compacted parameters of an FCN, without the layers that were bypassed."""
     return drop_identities(compact_params(network))
 
 
+@strict
 def fcn_size(network: Network) -> dict[str, int]:
     """Parameters, and multiply-adds per pixel, of a compacted FCN."""
     small = small_fcn(network)
     return {"parameters": count_params(small), "multiply_adds": multiply_adds(small)}
 
 
+@strict
 def sizes(network: Network, size: Size) -> Row:
     """Masks of every group and in all, the `enabled` lists, and the size once compacted."""
     enabled = {name: np.asarray(flags).tolist() for name, flags in network.enabled.items()}
@@ -106,8 +112,13 @@ def sizes(network: Network, size: Size) -> Row:
     }
 
 
+@strict
 def write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Writes rows that may differ in their columns; values that are lists or dictionaries are left out."""
+    """Writes rows that may differ in their columns; values that are lists or dictionaries are left out.
+
+    Raises:
+        OSError: A file or folder cannot be read, or not be written.
+    """
     columns = list(
         dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list | dict))
     )
@@ -118,8 +129,13 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
     return replace_file(path, text.getvalue().encode())
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Writes JSON a person can read; numbers that are not finite become null, as JSON has none."""
+@strict
+def write_json(path: Path, value: Mapping[Any, Any]) -> Path:
+    """Writes JSON a person can read; numbers that are not finite become null, as JSON has none.
+
+    Raises:
+        OSError: A file or folder cannot be read, or not be written.
+    """
     return replace_file(path, (json.dumps(_plain(value), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -142,8 +158,9 @@ def device() -> str:
     return f"{first.platform}: {first.device_kind} ({platform.machine()}{cores})"
 
 
+@strict
 def time_inference(
-    networks: Sequence[tuple[Callable[..., jax.Array], Any]], pictures: jax.Array, *, repeats: int = 30
+    networks: Sequence[tuple[Callable[..., jax.Array], Any]], pictures: jax.Array, *, repeats: Count = 30
 ) -> list[float]:
     """Median milliseconds of one call of each compiled network, run alternately after a warm-up, compilation apart.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maskprune._strict import check_fields, strict
 from maskprune.alive import Alive, count, removable, without
 
 
@@ -24,12 +25,16 @@ class Table:
     Attributes:
         scores: Score of every sub-network, higher is better; NaN where its training failed, which no requirement meets.
         costs: Its cost, such as multiply-adds; positive.
+
+    Raises:
+        ValueError: `scores` is empty, or `costs` lacks one of its networks.
     """
 
     scores: Mapping[Alive, float]
     costs: Mapping[Alive, float]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.scores or self.scores.keys() - self.costs.keys():
             raise ValueError("`scores` is empty, or `costs` lacks one of its networks: a table needs both of each.")
 
@@ -55,21 +60,25 @@ class Table:
 # The best there is
 
 
+@strict
 def feasible(table: Table, required: float) -> list[Alive]:
     """The networks that score `required` or more: tau times the reference score."""
     return [alive for alive in table.scores if table[alive] >= required]
 
 
+@strict
 def smallest(table: Table, required: float) -> float:
     """n*: the fewest masks of a feasible network; NaN if none is."""
     return min(map(count, feasible(table, required)), default=math.nan)
 
 
+@strict
 def cheapest(table: Table, required: float) -> float:
     """c*: the least cost of a feasible network; NaN if none is. It may be another one than the smallest."""
     return min((table.costs[alive] for alive in feasible(table, required)), default=math.nan)
 
 
+@strict
 def front(scores: Mapping[Alive, float]) -> dict[int, float]:
     """The best score by number of masks, over those numbers that occur. NaN counts as minus infinity."""
     best: dict[int, float] = {}
@@ -79,6 +88,7 @@ def front(scores: Mapping[Alive, float]) -> dict[int, float]:
     return dict(sorted(best.items()))
 
 
+@strict
 def front_gap(table: Table, found: Mapping[int, float], *, floor: float = 0.0) -> float:
     """The area between the true front and a found one, both as "the best with at most n masks".
 
@@ -114,13 +124,19 @@ class Regret(NamedTuple):
     violation: bool
 
 
+@strict
 def regret(table: Table, alive: Alive, required: float) -> Regret:
-    """Compares a found network with the best one; size and cost regret are NaN if no network is feasible."""
+    """Compares a found network with the best one; size and cost regret are NaN if no network is feasible.
+
+    Raises:
+        KeyError: The table lacks the network `alive`.
+    """
+    score = table[alive]
     return Regret(
         size=count(alive) - smallest(table, required),
         cost=table.costs[alive] / cheapest(table, required) - 1.0,
-        score=front(table.scores)[count(alive)] - table[alive],
-        violation=table[alive] < required,
+        score=front(table.scores)[count(alive)] - score,
+        violation=score < required,
     )
 
 
@@ -136,6 +152,7 @@ class Anytime(NamedTuple):
     steps_to_zero: float
 
 
+@strict
 def anytime(held: Sequence[tuple[float, int]], best: float, *, horizon: float) -> Anytime:
     """Size held against steps spent.
 
@@ -144,6 +161,9 @@ def anytime(held: Sequence[tuple[float, int]], best: float, *, horizon: float) -
             stands at 0 steps.
         best: n*.
         horizon: Steps over which the area is taken. A search that ended earlier holds what it found.
+
+    Raises:
+        ValueError: `held` does not begin at 0 steps, or does not ascend, or `horizon` is not positive.
     """
     steps, masks = np.array([each for each, _ in held], float), np.array([each for _, each in held], float)
     if not len(held) or steps[0] != 0 or (np.diff(steps) < 0).any() or not horizon > 0:
@@ -174,8 +194,15 @@ class StepQuality(NamedTuple):
     mean_regret: float
 
 
+@strict
 def step_quality(table: Table, alive: Alive, mask: int) -> StepQuality:
-    """Judges the removal of a mask from a set. Raises ValueError if the mask may not go."""
+    """Judges the removal of a mask from a set. Raises ValueError if the mask may not go.
+
+    Raises:
+        KeyError: The table lacks the network `alive`.
+        ValueError: `mask` may not go.
+    """
+    table[alive]  # known at all?
     scores = {each: table[child] for each, child in table.children(alive).items()}
     if mask not in scores:
         raise ValueError(f"`mask` is {mask}: of `{alive}` the masks {sorted(scores)} may go.")
@@ -190,9 +217,16 @@ class Agreement(NamedTuple):
     kendall: float
 
 
+@strict
 def agreement(scores: Sequence[float], truth: Sequence[float]) -> Agreement:
-    """Do scores order networks (or masks) as the truth does? Spearman's rho and Kendall's tau-b."""
+    """Do scores order networks (or masks) as the truth does? Spearman's rho and Kendall's tau-b.
+
+    Raises:
+        ValueError: `scores` and `truth` differ in length.
+    """
     ours, theirs = np.asarray(scores, float), np.asarray(truth, float)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"`scores` has {len(ours)} numbers and `truth` {len(theirs)}: give one of each for a network.")
     if len(ours) < 2 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return Agreement(math.nan, math.nan)
     from scipy import stats  # late: it takes long to load, and only studies need it
@@ -201,6 +235,7 @@ def agreement(scores: Sequence[float], truth: Sequence[float]) -> Agreement:
     return Agreement(float(np.asarray(rho)[0]), float(np.asarray(tau)[0]))
 
 
+@strict
 def ceiling(measured: np.ndarray) -> float:
     """The rank correlation that a perfect criterion could reach with the mean of repeated, noisy measurements.
 
@@ -209,6 +244,9 @@ def ceiling(measured: np.ndarray) -> float:
 
     Args:
         measured: float[R, N], R >= 2 measurements of N networks.
+
+    Raises:
+        ValueError: `measured` has another shape.
     """
     from maskprune.statistics import spearman_brown  # late, like scipy
 
@@ -222,6 +260,7 @@ def ceiling(measured: np.ndarray) -> float:
 # What one at a time can lose
 
 
+@strict
 def reachable(table: Table, required: float) -> float:
     """The fewest masks to which a path leads that removes one mask at a time and is feasible all the way.
 
@@ -237,6 +276,7 @@ def reachable(table: Table, required: float) -> float:
     return fewest
 
 
+@strict
 def greedy_path(table: Table) -> list[Alive]:
     """From the whole network down, always to the best child; ties go to the first mask."""
     path = [table.whole]
@@ -245,6 +285,7 @@ def greedy_path(table: Table) -> list[Alive]:
     return path
 
 
+@strict
 def greedy_size(table: Table, required: float) -> float:
     """The fewest masks `greedy_path` reaches before it first falls below the requirement; NaN if it begins there."""
     fewest = math.nan

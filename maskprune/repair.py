@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.alter import Chosen, disable
 from maskprune.curvature import Curvature, shift
 from maskprune.groups import Group, Slice, leaf_path, leaves_by_path
@@ -47,6 +48,7 @@ def plain() -> Remove:
     return lambda network, chosen, batch: disable(network, chosen)
 
 
+@strict
 def bias(activations: Activations, *, border: int = 0) -> Remove:
     """What the masks added to the sums of their reader on average goes into the reader's bias.
 
@@ -71,6 +73,7 @@ def bias(activations: Activations, *, border: int = 0) -> Remove:
     return _of_readers(activations, adjust, border)
 
 
+@strict
 def least_squares(activations: Activations, *, ridge: float = 1e-4, border: int = 0) -> Remove:
     """The masks that stay take over, with the kernels and the bias of the reader that do it best on the batch.
 
@@ -104,6 +107,7 @@ def least_squares(activations: Activations, *, ridge: float = 1e-4, border: int 
     return _of_readers(activations, adjust, border)
 
 
+@strict
 def merge(*, least: float = 0.0) -> Remove:
     """A mask's twin takes over: what read the mask is added to what reads the twin, times `|w_mask| / |w_twin|`.
 
@@ -135,6 +139,7 @@ def merge(*, least: float = 0.0) -> Remove:
     return lambda network, chosen, batch: _in_turn(network, chosen, adjust)
 
 
+@strict
 def second_order(curvature: Curvature, *, damping: float = 1.0) -> Remove:
     """The Optimal Brain Surgeon's step: every entry that may move does, so that the loss rises least.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maskprune._strict import Seed, strict
 from maskprune.alive import Alive, count, removable
 from maskprune.regret import Table
 from maskprune.rounds import Rules
@@ -45,6 +46,7 @@ class Trial(NamedTuple):
     steps: float
 
 
+@strict
 def replay(policy: Policy, table: Table, rules: Rules, *, reference: float, steps: float = 1.0) -> list[Trial]:
     """Replays a search by the rules of `minimize`.
 
@@ -85,11 +87,13 @@ def replay(policy: Policy, table: Table, rules: Rules, *, reference: float, step
     return trials
 
 
+@strict
 def found(trials: Sequence[Trial], whole: Alive) -> Alive:
     """What a replayed search ended with; `whole` if nothing was accepted."""
     return next((trial.alive for trial in reversed(trials) if trial.accepted), whole)
 
 
+@strict
 def course(trials: Sequence[Trial], whole: Alive) -> list[tuple[float, int]]:
     """`(steps, masks)` held over time, for `regret.anytime`."""
     return [(0.0, count(whole)), *((trial.steps, count(trial.alive)) for trial in trials if trial.accepted)]
@@ -98,12 +102,14 @@ def course(trials: Sequence[Trial], whole: Alive) -> list[tuple[float, int]]:
 # Policies
 
 
+@strict
 def sequential(alive: Alive) -> list[int]:
     """Layer by layer, ascending."""
     return removable(alive)
 
 
-def shuffled(seed: int) -> Policy:
+@strict
+def shuffled(seed: Seed) -> Policy:
     """Uniform at random, another order for every set. Pure: the same set is always ordered alike."""
 
     def order(alive: Alive) -> list[int]:
@@ -112,16 +118,23 @@ def shuffled(seed: int) -> Policy:
     return order
 
 
+@strict
 def best_first(table: Table) -> Policy:
     """The removal that leads to the best score of a table first: with the table itself, a greedy search that knows."""
     return lambda alive: sorted(removable(alive), key=lambda mask: -table[table.children(alive)[mask]])
 
 
+@strict
 def by_scores(scores: Sequence[Sequence[float] | np.ndarray]) -> Policy:
     """Scores of the parent's masks, float[C] for each group, that are not taken anew: the lowest goes first.
 
     Ties go by the order of the masks; NaN goes last.
+
+    Raises:
+        ValueError: `scores` is empty.
     """
+    if not len(scores):
+        raise ValueError("`scores` is empty: give the scores of each group.")
     flat = np.concatenate([np.append(np.asarray(group, float), np.nan) for group in scores])  # a place for each space
     values = np.where(np.isnan(flat), np.inf, flat)
     return lambda alive: sorted(removable(alive), key=lambda mask: values[mask])

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from maskprune._strict import BelowOne, Count, Fraction, Natural, NotNegative, Share, check_fields
 from maskprune.groups import Group, Groups
 from maskprune.network import Network
 from maskprune.train import TrainState
@@ -38,35 +39,22 @@ class Rules:
             pass with at most this probability, in [0, 1). None: they run to their end.
     """
 
-    threshold: float = 0.95
+    threshold: Fraction = 0.95
     reference: Literal["initial", "previous", "best"] = "initial"
     control: bool = False
     retry: Literal["accepted", "never"] = "accepted"
-    min_enabled: int = 1
-    count: int = 1
+    min_enabled: Natural = 1
+    count: Count = 1
     only: tuple[str, ...] = ("*",)
     protect: tuple[str, ...] = ()
-    share: float = 1.0
+    share: Share = 1.0
     layers: bool = False
-    candidates: int = 1
+    candidates: Count = 1
     racing: bool = False
-    early: float | None = None
+    early: BelowOne | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"`threshold` is {self.threshold}: it is a share of the reference score, in (0, 1].")
-        if self.reference not in ("initial", "previous", "best"):
-            raise ValueError(f'`reference` is {self.reference!r}: use "initial", "previous" or "best".')
-        if self.retry not in ("accepted", "never"):
-            raise ValueError(f'`retry` is {self.retry!r}: use "accepted" or "never".')
-        if self.min_enabled < 0 or self.count < 1:
-            raise ValueError(f"`min_enabled` is {self.min_enabled} and `count` {self.count}: at least 0 and 1.")
-        if self.candidates < 1:
-            raise ValueError(f"`candidates` is {self.candidates}: try one choice a round, or more.")
-        if self.early is not None and not 0 <= self.early < 1:
-            raise ValueError(f"`early` is {self.early}: it is a probability in [0, 1), or None.")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"`share` is {self.share}: it is a share of a group's masks, in [0, 1].")
+        check_fields(self)
 
     def least(self, groups: Groups) -> dict[str, int]:
         """How many masks of every group must stay enabled.
@@ -109,10 +97,13 @@ class Limits:
         masks: Stop when no more than this many masks are enabled.
     """
 
-    rounds: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    masks: int | None = None
+    rounds: Natural | None = None
+    steps: Natural | None = None
+    seconds: NotNegative | None = None
+    masks: Natural | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def name_masks(masks: Mapping[str, Sequence[int]]) -> str:

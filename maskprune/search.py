@@ -15,6 +15,7 @@ import jax
 import optax
 
 from maskprune import moves, record
+from maskprune._strict import strict
 from maskprune.minimize import minimize
 from maskprune.moves.base import Plan, Remove
 from maskprune.network import Network, Params
@@ -45,6 +46,7 @@ class Listener(Protocol):
     def verdict(self, found: Round, row: record.Row) -> None: ...
 
 
+@strict
 def search(
     key: jax.Array,
     draw: Callable[[jax.Array], TrainState],

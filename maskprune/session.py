@@ -22,6 +22,7 @@ import scipy.linalg  # noqa: F401  (jaxlib factorizes with its BLAS: loaded befo
 import threadpoolctl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maskprune._strict import Count, Natural, strict
 from maskprune.train import Step, TrainState
 
 
@@ -89,7 +90,8 @@ class Course(NamedTuple):
     rate: Any
 
 
-def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None = None) -> Session:
+@strict
+def make_session(step: Step, draw: Draw, *, chunk: Count = 100, mesh: Mesh | None = None) -> Session:
     """Compiles many steps into one loop.
 
     Args:
@@ -106,6 +108,9 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
         update is multiplied by `rate`. After every chunk `watch(state, losses)` may end the session by returning the
         reason; it sees all losses so far and may also show progress. The chunk after it is under way by then, and is
         dropped.
+
+    Raises:
+        ValueError: `chunk` is below 1.
     """
     mesh = None if mesh is None else automatic(mesh)
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -146,6 +151,7 @@ def make_session(step: Step, draw: Draw, *, chunk: int = 100, mesh: Mesh | None 
     return Session(run, lambda: compiled.count, compiled.programs)
 
 
+@strict
 def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | None = None) -> TrainMany:
     """Sessions one after another, under the signature of `train_many`, which trains them side by side.
 
@@ -172,7 +178,8 @@ def train_alone(session: Session, data: Any, *, watch: Callable[[int], Watch] | 
     return train
 
 
-def of_length(train: TrainMany, steps: int) -> TrainMany:
+@strict
+def of_length(train: TrainMany, steps: Natural) -> TrainMany:
     """Sessions of one length, for `minimize(train_many=...)`: `sessions(keys, states, *, share, times=1, rate=1.0)`.
 
     Args:
@@ -191,6 +198,7 @@ def part_of(steps: int, share: float) -> int:
     return math.ceil(share * steps)
 
 
+@strict
 def stagnation(*, improvement: float, patience: int, every: int = 100) -> Watch:
     """A `watch` that ends a session when the training loss stagnates.
 

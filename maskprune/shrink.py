@@ -16,6 +16,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.conv import OWN, finish
 from maskprune.groups import leaf_path
 from maskprune.labels import Axis, Labels, Value
@@ -30,6 +31,7 @@ class ShrinkError(ValueError):
     """A plan does not fit the function it is to shrink."""
 
 
+@strict
 def shrink(
     apply: Callable[..., Any], plan: Plan, *, stateful: bool = False, rules: Rules | None = None
 ) -> Callable[..., Any]:

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maskprune._strict import Count, Natural, NotNegative, Share, strict
 from maskprune.average import land_on_average
 from maskprune.hold import level, plateau, scale_by_progress
 
 
-def soap(learning_rate: float = 1e-2) -> optax.GradientTransformation:
+@strict
+def soap(learning_rate: NotNegative = 1e-2) -> optax.GradientTransformation:
     """The recipe that measured best for small convolutions: SOAP of short memory, a plateau, and straight down to 0.
 
     Args:
@@ -27,7 +29,8 @@ def soap(learning_rate: float = 1e-2) -> optax.GradientTransformation:
     return optax.chain(scale_by_soap(b2=0.9), scale_by_progress(plateau), optax.scale(-learning_rate))
 
 
-def soap_averaged(learning_rate: float = 1e-2) -> optax.GradientTransformation:
+@strict
+def soap_averaged(learning_rate: NotNegative = 1e-2) -> optax.GradientTransformation:
     """Less squared error than `soap` in the same time, but no better F1: a level rate, and a landing on the average.
 
     The average over the last quarter of a session takes the place of the way down. A session that ends before its time
@@ -63,8 +66,15 @@ class LeafMoments(NamedTuple):
     column_basis: jax.Array  # float[n, n]
 
 
+@strict
 def scale_by_soap(
-    *, b1: float = 0.9, b2: float = 0.99, decay: float = 0.95, every: int = 10, eps: float = 1e-8, largest: int = 1024
+    *,
+    b1: Share = 0.9,
+    b2: Share = 0.99,
+    decay: Share = 0.95,
+    every: Count = 10,
+    eps: NotNegative = 1e-8,
+    largest: Natural = 1024,
 ) -> optax.GradientTransformation:
     """Adam in the slowly turning eigenbasis of the gradients' second moments.
 

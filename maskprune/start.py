@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 
+from maskprune._strict import Count, Share, strict
 from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
@@ -30,14 +31,15 @@ class Start(NamedTuple):
     steps: int
 
 
+@strict
 def train_start(
     key: jax.Array,
     draw: Callable[[jax.Array], TrainState],
     train: Callable[..., tuple[TrainState, SessionReport]],
     *,
     trouble: Callable[[TrainState], str],
-    look_at: float = 0.25,
-    attempts: int = 8,
+    look_at: Share = 0.25,
+    attempts: Count = 8,
 ) -> Start:
     """Draws and trains a start until one learns.
 

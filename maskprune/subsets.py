@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from maskprune import alive as text
+from maskprune._strict import Count, strict
 from maskprune.alive import Alive
 from maskprune.alter import disable
 from maskprune.handover import compact_network
@@ -45,11 +46,13 @@ class Tried(NamedTuple):
     seconds: float
 
 
+@strict
 def alive_of(network: Network) -> Alive:
     """Which masks of a network are enabled, its groups in their order. Reads the device."""
     return text.spell(np.asarray(network.enabled[group.name]) for group in network.groups)
 
 
+@strict
 def cut(network: Network, alive: Alive, *, of: Alive | None = None, masked: bool = False) -> Network:
     """The sub-network with these masks.
 
@@ -75,6 +78,7 @@ def cut(network: Network, alive: Alive, *, of: Alive | None = None, masked: bool
     return smaller if masked else compact_network(smaller)
 
 
+@strict
 def train_each(
     key: jax.Array,
     jobs: Iterable[tuple[Alive, Callable[[], Network]]],
@@ -83,7 +87,7 @@ def train_each(
     evaluate: Callable[[TrainState], Mapping[str, float]],
     optimizer: optax.GradientTransformation,
     steps: Callable[[Alive], int] | int,
-    together: int = 1,
+    together: Count = 1,
 ) -> Iterator[list[Tried]]:
     """Trains networks, each for one session with a fresh optimizer, and evaluates them.
 

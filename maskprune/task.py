@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune import losses, metrics
+from maskprune._strict import strict
 from maskprune.compact import judged
 from maskprune.data.batches import DeviceSplit, Parts, draw_batch, to_device, to_unit
 from maskprune.data.split import Dataset, Split
@@ -61,6 +62,7 @@ class PictureTask:
         return self.draw_sample()
 
 
+@strict
 def picture_task(
     apply: Callable[[Params, jax.Array], jax.Array],
     dataset: Dataset,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.alter import disable, freeze, zero_weights
 from maskprune.groups import Group, Groups, Slice
 from maskprune.models.fcn import fcn
@@ -22,6 +23,7 @@ from maskprune.network import Network, choose, entries, init_network
 from maskprune.select.base import Scores, Selector
 
 
+@strict
 def check_selector(
     selector: Selector, *, batch: Any = None, network: Network | None = None, compiled: bool = True
 ) -> None:
@@ -75,6 +77,7 @@ def sample_network() -> Network:
     return init_network({**convolutions, **dense}, Groups((*model.groups, wide, lone)))
 
 
+@strict
 def awkward_forms(network: Network) -> dict[str, Network]:
     """The network with masks disabled, frozen, alike, or all zero: `{description: network}`."""
     every = {group.name: range(group.size) for group in network.groups}
@@ -92,6 +95,7 @@ def awkward_forms(network: Network) -> dict[str, Network]:
     }
 
 
+@strict
 def poison(network: Network) -> Network:
     """The same network with NaN stored in every floating-point entry of its disabled masks; it computes the same."""
     off = {name: ~flags for name, flags in network.enabled.items()}

@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from maskprune._strict import strict
 from maskprune.session import TrainMany
 
 
 Result = TypeVar("Result")
 
 
+@strict
 def run_together(jobs: Sequence[Callable[[TrainMany], Result]], train: TrainMany) -> list[Result]:
     """Runs jobs at once.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import is_array, strict
 from maskprune.cells import unique
 from maskprune.groups import Group, Groups, Slice, leaf_path
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
@@ -30,6 +31,7 @@ class LeafAxis(NamedTuple):
     axis: Axis
 
 
+@strict
 def trace(
     apply: Callable[..., Any],
     params: Any,
@@ -122,7 +124,7 @@ def _leaf_axis(labels: Labels, leaf: Any, number: int, name: int, dead: float) -
 
 def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        if not is_array(leaf):
             number = leaf_path(path[:1])
             where = "`params`" if number == "0" else f"argument {number}"
             what = f"The leaf `{leaf_path(path[1:])}` of {where}" if len(path) > 1 else f"Argument {number}"

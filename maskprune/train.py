@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from maskprune._strict import check_leaves, strict
 from maskprune.hold import held
 from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
 
@@ -49,13 +50,20 @@ Loss = Callable[[Any, Any], jax.Array]
 Step = Callable[..., tuple[TrainState, StepInfo]]
 
 
+@strict
 def init_state(network: Network, optimizer: optax.GradientTransformation, model_state: Any = None) -> TrainState:
-    """Starts training: a fresh optimizer for a network. The only way from an altered network back to a `TrainState`."""
+    """Starts training: a fresh optimizer for a network. The only way from an altered network back to a `TrainState`.
+
+    Raises:
+        TypeError: A leaf of `model_state` is no array.
+    """
     opt_state = _fresh(optimizer, network)
+    check_leaves("model_state", jax.tree.leaves(model_state))
     model_state = jax.tree.map(strongly_typed, model_state)
     return TrainState(network=network, opt_state=opt_state, model_state=model_state, step=on_device(np.int32(0)))
 
 
+@strict
 def make_train_step(
     loss: Callable[..., Any], optimizer: optax.GradientTransformation, *, stateful: bool = False
 ) -> Step:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
+from maskprune._strict import strict
 from maskprune.alter import Chosen, disable, freeze, zero_weights
 from maskprune.network import Network
 from maskprune.session import SessionReport
@@ -36,22 +38,42 @@ class Worth(NamedTuple):
         return 1.0 - self.at_once / self.before if self.before else math.nan
 
 
+@strict
 def zeroed(network: Network, chosen: Chosen) -> Network:
-    """Test 1, "disabled": the kernels are set to zero once, and everything may learn, the zeroed masks included."""
+    """Test 1, "disabled": the kernels are set to zero once, and everything may learn, the zeroed masks included.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     return zero_weights(network, chosen)
 
 
+@strict
 def disabled_and_frozen(network: Network, chosen: Chosen) -> Network:
-    """Test 2, "disabled and frozen": the masks contribute nothing and never learn. The one the minimization uses."""
+    """Test 2, "disabled and frozen": the masks contribute nothing and never learn. The one the minimization uses.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     return disable(network, chosen)
 
 
+@strict
 def zeroed_alone(network: Network, chosen: Chosen) -> Network:
-    """Test 3, "disabled, others frozen": the kernels are set to zero, and only these masks and the output may learn."""
-    others = {group.name: ~chosen[group.name] for group in network.groups}
-    return freeze(zero_weights(network, chosen), others)
+    """Test 3, "disabled, others frozen": the kernels are set to zero, and only these masks and the output may learn.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
+    zeroed = zero_weights(network, chosen)
+    others = {group.name: ~chosen.get(group.name, np.zeros(group.size, bool)) for group in network.groups}
+    return freeze(zeroed, others)
 
 
+@strict
 def worth(
     key: jax.Array,
     state: TrainState,
@@ -72,6 +94,10 @@ def worth(
         train: `train(key, state) -> (state, report)`, one session.
         evaluate: `evaluate(state) -> {"score": ...}`.
         optimizer: The one `train` was built with.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
     """
     altered = init_state(alteration(state.network, chosen), optimizer, state.model_state)
     trained, _ = train(key, altered)

@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "maskprune"
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
     1: {
+        "_strict",
         "alive",
         "groups",
         "conv",
@@ -96,7 +97,19 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-KNOWS_NO_MASKS = {"conv", "data", "losses", "metrics", "quality", "files", "archives", "headroom", "statistics", "sums"}
+KNOWS_NO_MASKS = {
+    "_strict",
+    "conv",
+    "data",
+    "losses",
+    "metrics",
+    "quality",
+    "files",
+    "archives",
+    "headroom",
+    "statistics",
+    "sums",
+}
 KNOWS_NO_LIBRARY = {
     "sums",
     "alive",

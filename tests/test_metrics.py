@@ -145,7 +145,7 @@ def test_refuses_what_is_not_a_table_of_sums(sums):
 
 
 def test_refuses_an_unknown_average():
-    with pytest.raises(ValueError, match="average='mean'"):
+    with pytest.raises(ValueError, match="`average` is 'mean'"):
         metrics.scores_from_sums(np.ones((1, 6)), average="mean")  # pyright: ignore[reportArgumentType]
 
 

@@ -152,7 +152,7 @@ def test_a_network_without_a_score_cannot_be_minimized(key, bad):
         (lambda: Rules(reference="first"), "`reference` is 'first'"),
         (lambda: Rules(retry="always"), "`retry` is 'always'"),
         (lambda: Rules(min_enabled=-1), "`min_enabled` is -1"),
-        (lambda: Rules(count=0), "`count` 0"),
+        (lambda: Rules(count=0), "`count` is 0"),
     ],
 )
 def test_a_wrong_rule_is_named(make, complaint):

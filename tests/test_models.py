@@ -75,11 +75,11 @@ def test_every_key_and_layer_draws_its_own():
     ("options", "message"),
     [
         ({"widths": (3, 0)}, r"layer widths are \[1, 3, 0, 1\]"),
-        ({"outputs": 0}, "must be at least 1"),
+        ({"outputs": 0}, "`outputs` is 0"),
         ({"kernel": 4}, "`kernel` is 4: kernel sizes must be odd"),
         ({"kernel": (3, -1, 3)}, "odd and positive"),
         ({"kernel": (3, 5)}, "`kernel` has 2 sizes for 3 layers"),
-        ({"initial": "xavier"}, "`initial` is 'xavier': use one of he, thesis"),
+        ({"initial": "xavier"}, '`initial` is \'xavier\': use "he" or "thesis"'),
     ],
 )
 def test_refusals(options, message):

@@ -81,6 +81,11 @@ BAD = {
         "--stagnation": ("0.1",),  # beside the candidates of --strategy auto
         "--candidates 1 --racing": ("",),
         "--strategy beam --minimize-layers": ("",),
+        "--save-every": ("-1", "nan"),
+        "--resume": ("gone", "a-file", "a\0b", "x" * 5000),
+        "--resume a-folder --threshold": ("0.5",),
+        "--repeat": ("gone", "a-folder"),
+        "--resume a-folder --repeat": ("a-folder",),
         "--start-from": ("gone.npz", "a-folder", "a\0b"),
         "--start-from broken.npz --widths": ("3",),
     },
@@ -183,8 +188,8 @@ def test_a_bad_value_is_refused_before_any_work(program, words, place, monkeypat
 
 def test_the_table_holds_every_option():
     """What is not in the table has no wrong value: switches, and names that only choose."""
-    free = {"--quiet", "--reverse", "--standardize", "--control", "--flips", "--scratch", "--targets", "--form",
-            "--retry", "--reference", "--preset", "--selectors"}  # fmt: skip
+    free = {"--quiet", "--reverse", "--standardize", "--control", "--flips", "--deterministic", "--scratch",
+            "--targets", "--form", "--retry", "--reference", "--preset", "--selectors"}  # fmt: skip
     for program, wrong in BAD.items():
         words = " ".join(wrong)
         for name in options_of(importlib.import_module(program).Config):

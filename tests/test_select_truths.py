@@ -243,7 +243,7 @@ def test_rank_names_what_is_wrong(scores, complaint):
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: select.cosine("maximum"), "`aggregate` is 'maximum': use one of min, max"),
+        (lambda: select.cosine("maximum"), '`aggregate` is \'maximum\': use "min", "max"'),
         (lambda: select.magnitude(3), "`order` is 3"),
         (lambda: select.taylor(lambda params, batch: 0.0, 3), "`order` is 3"),
         (lambda: select.information(lambda params, batch: {}, lambda batch: batch, bins=1), "`bins` is 1"),

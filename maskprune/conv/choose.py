@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import show, strict
 from maskprune.conv import native
 from maskprune.conv.blocked import conv2d_blocked
 from maskprune.conv.xla import conv2d_xla
@@ -32,6 +33,7 @@ class Own(NamedTuple):
 OWN = {own.name: own for own in (Own(way, relu) for way in ("native", "blocked") for relu in (False, True))}
 
 
+@strict
 def conv2d(
     inputs: jax.Array,
     kernel: jax.Array,
@@ -65,6 +67,8 @@ def conv2d(
     """
     _check(inputs, kernel, bias, padding)
     dtype = jnp.result_type(inputs, kernel)
+    inputs, kernel = (each.astype(dtype) for each in (jnp.asarray(inputs), jnp.asarray(kernel)))
+    bias = None if bias is None else jnp.asarray(bias).astype(dtype)
     sides = (kernel.shape[0], kernel.shape[1])
     way = default_way(dtype, sides) if way is None else _checked(way, dtype, sides)
     if 0 in (*inputs.shape, *kernel.shape):  # nothing to sum, or nothing to give
@@ -79,8 +83,17 @@ def conv2d(
     return outputs
 
 
+@strict
 def default_way(dtype: jax.typing.DTypeLike = "float32", sides: tuple[int, int] = (5, 5)) -> Way:
-    """Native where there is one for such a kernel, else blocked; XLA's own where that was not measured to be faster."""
+    """Native where there is one for such a kernel, else blocked; XLA's own where that was not measured to be faster.
+
+    Raises:
+        TypeError: `dtype` is no number format.
+    """
+    try:
+        dtype = jnp.dtype(dtype)
+    except (TypeError, ValueError, DeprecationWarning) as error:
+        raise TypeError(f"`dtype` is {show(dtype)}: use a number format, such as float32.") from error
     if native.takes(dtype, sides):
         return "native"
     backend = jax.default_backend()
@@ -95,6 +108,7 @@ def describe_way() -> str:
     return f"native ({kind})" if way == "native" else way
 
 
+@strict
 def finish(outputs: jax.Array, bias: jax.Array | None, relu: bool) -> jax.Array:
     """What comes after the products."""
     outputs = outputs if bias is None else outputs + bias[None, None, None, :]

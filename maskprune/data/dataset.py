@@ -8,6 +8,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Literal
 
+from maskprune._strict import Count, Seed, strict
 from maskprune.data import cache as store
 from maskprune.data import targets as own_targets
 from maskprune.data.assemble import Recipe, assemble
@@ -24,6 +25,7 @@ MEMORY = 4 << 30
 BYTES_PER_PIXEL = 3  # one of the input, and at most two of the target
 
 
+@strict
 def make_dataset(
     target: Target,
     source: Path | str | None = None,
@@ -31,11 +33,11 @@ def make_dataset(
     size: int = 256,
     tiles: int | None = None,
     evaluation_share: float = 0.3,
-    split_seed: int = 1,
+    split_seed: Seed = 1,
     limit: int | None = None,
     memory: int = MEMORY,
     cache: CacheFolder = "user",
-    workers: int | None = None,
+    workers: Count | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Makes a data set whose targets are computed from the pictures.
@@ -67,6 +69,7 @@ def make_dataset(
         The data set.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         FileNotFoundError: there is nothing at `source`.
         ValueError: an option is out of range, or fewer than two pictures can be used; says what was found.
     """
@@ -81,6 +84,7 @@ def make_dataset(
     return replace(dataset, target_name=name, notes=note + dataset.notes)
 
 
+@strict
 def make_pairs(
     inputs_dir: Path | str,
     targets_dir: Path | str,
@@ -88,11 +92,11 @@ def make_pairs(
     size: int = 256,
     tiles: int = 1,
     evaluation_share: float = 0.3,
-    split_seed: int = 1,
+    split_seed: Seed = 1,
     limit: int | None = None,
     memory: int = MEMORY,
     cache: CacheFolder = "user",
-    workers: int | None = None,
+    workers: Count | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Makes a data set of the user's own task: a folder of pictures and a folder of targets.
@@ -109,6 +113,7 @@ def make_pairs(
         The data set; `binary` if every target pixel is 0 or the largest value.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         NotADirectoryError: one of the two is not a folder.
         ValueError: an option is out of range, or fewer than two pairs can be used; says what was found.
     """

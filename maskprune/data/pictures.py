@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from maskprune._strict import Count, strict
 from maskprune.data.opening import FORMATS, MAX_PIXELS, Opened, check_header, in_turn
 from maskprune.data.opening import Skipped as Skipped
 
@@ -55,6 +56,7 @@ def picture_folders(root: Path) -> list[Path]:
     return [root]
 
 
+@strict
 def find_pictures(root: Path | str) -> list[Path]:
     """All files below a folder that look like pictures, by their suffix.
 
@@ -69,10 +71,11 @@ def find_pictures(root: Path | str) -> list[Path]:
         Paths, sorted by their path relative to `root`.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         NotADirectoryError: `root` is not a folder.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise NotADirectoryError(f"root={str(root)!r} is not a folder; pass a folder that holds pictures")
     found = [path for folder in picture_folders(root) for path in _walk(folder)]
     distinct: dict[str, Path] = {}
@@ -89,7 +92,8 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def read_picture(path: Path | str, *, max_pixels: int = MAX_PIXELS, deep: bool = False) -> np.ndarray:
+@strict
+def read_picture(path: Path | str, *, max_pixels: Count = MAX_PIXELS, deep: bool = False) -> np.ndarray:
     """Reads one file as a grey picture.
 
     | found | treatment |
@@ -123,6 +127,7 @@ def read_picture(path: Path | str, *, max_pixels: int = MAX_PIXELS, deep: bool =
         uint8[H, W]; with `deep`, uint8 or uint16.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         Skipped: the file cannot serve, for one of the reasons above.
     """
     with quiet_pillow():

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskprune._strict import strict
+
 
 # Differences below this are rounding, not picture: in an 8-bit picture the smallest difference between a pixel and the
 # mean of 25 is 1.6e-4. Without it, flat areas would be decided by noise in the last bit.
@@ -54,6 +56,7 @@ def sobel() -> Target:
     return Target("sobel", sobel_edges, binary=False)
 
 
+@strict
 def canny(*, sigma: float = math.sqrt(2), low: float | None = None, high: float | None = None) -> Target:
     """Thin edges: see `canny_edges`.
 
@@ -72,6 +75,7 @@ def canny(*, sigma: float = math.sqrt(2), low: float | None = None, high: float 
     return Target("canny", canny_edges, binary=True, options=(("high", high), ("low", low), ("sigma", sigma)))
 
 
+@strict
 def threshold(level: float = 0.5) -> Target:
     """Pixels above a fixed level in [0, 1]; a pixel at the level is not above it.
 
@@ -83,6 +87,7 @@ def threshold(level: float = 0.5) -> Target:
     return Target("threshold", above_level, binary=True, options=(("level", level),))
 
 
+@strict
 def local_mean(window: int = 5) -> Target:
     """Pixels above the mean of the square window around them.
 
@@ -102,6 +107,7 @@ def otsu() -> Target:
     return Target("otsu", above_otsu, binary=True)
 
 
+@strict
 def adaptive(*, sigma: float = 5.0, offset: float = 0.0) -> Target:
     """Pixels above the Gaussian-weighted mean around them, less an offset.
 

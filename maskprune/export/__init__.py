@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from maskprune._strict import NotNegative, check_leaves, strict
 from maskprune.export.arrays import Arrays as Arrays
 from maskprune.export.arrays import load_orbax, load_safetensors, save_orbax, save_safetensors
 from maskprune.export.programs import Uncovered, load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo
@@ -53,6 +54,7 @@ ENDINGS = (*PROGRAMS, *ARRAYS)
 EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "safetensors": "safetensors"}
 
 
+@strict
 def export(
     apply: Callable[..., Any],
     params: Any,
@@ -62,7 +64,7 @@ def export(
     model_state: Any = None,
     plan: Plan | None = None,
     shapes: Sequence[str] | None = None,
-    tolerance: float = 1e-4,
+    tolerance: NotNegative = 1e-4,
 ) -> Exported:
     """Writes a network, reads it back and compares the two.
 
@@ -88,11 +90,15 @@ def export(
         tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
 
     Raises:
+        TypeError: A leaf of `params` or `model_state` is no array.
+        OSError: A file or folder cannot be read, or not be written.
         ValueError: The ending is unknown, `inputs` are missing, or the function does not run on them.
         ImportError: The format needs a package that is not installed.
         ExportError: Part of the function has no counterpart in the format, or what was written computes other numbers.
     """
     path, reason = Path(path), ""
+    check_leaves("params", jax.tree.leaves(params))
+    check_leaves("model_state", jax.tree.leaves(model_state))
     if path.suffix in ARRAYS:
         _with_extras(path, lambda: ARRAYS[path.suffix][0](path, params, model_state, plan))
         return Exported(path)
@@ -117,12 +123,14 @@ def export(
     return Exported(path, free.shapes, free.note, _check(path, stateful, params, inputs, tolerance=tolerance))
 
 
+@strict
 def load_program(path: str | Path) -> Callable[..., Any]:
     """The function in a `.stablehlo` or `.onnx` file: `program(*inputs) -> output`, with its weights inside.
 
     An ONNX program runs in onnxruntime and gives NumPy arrays: one, or a list.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         ValueError: The ending is another, or the file is damaged.
         ImportError: ONNX's packages are not installed.
     """
@@ -132,6 +140,7 @@ def load_program(path: str | Path) -> Callable[..., Any]:
     return _with_extras(path, lambda: PROGRAMS[path.suffix][1](path))
 
 
+@strict
 def load_arrays(path: str | Path, like: Arrays | None = None) -> Arrays:
     """The weights in a `.safetensors` file or an `.orbax` folder: `(params, model_state, plan)`.
 
@@ -141,6 +150,7 @@ def load_arrays(path: str | Path, like: Arrays | None = None) -> Arrays:
             come as nested dictionaries with text as keys, `"0"` where a list had 0.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         ValueError: The ending is another, the file is damaged, or a leaf of `like` is missing or has another shape.
         ImportError: The format's package is not installed.
     """
@@ -178,6 +188,7 @@ def _with_extras(path: Path, work: Callable[[], Any]) -> Any:
         ) from error
 
 
+@strict
 def export_saved(network: str | Path, folder: str | Path, formats: Sequence[str] | None = None) -> list[Exported]:
     """Writes a saved FCN (`models.save`) as `network.stablehlo` and so on, named as the file.
 
@@ -188,14 +199,19 @@ def export_saved(network: str | Path, folder: str | Path, formats: Sequence[str]
             installed.
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         ValueError: The file is no saved network, or a format is unknown.
         ImportError: A format that was asked for needs a package that is not installed.
     """
+    endings = [ending[1:] for ending in ENDINGS]
+    unknown = [name for name in formats or () if name not in endings]
+    if unknown:
+        raise ValueError(f"`formats` holds {unknown[0]!r}: use some of {', '.join(endings)}.")
     apply, params = load(network)
     channels = next(iter(params.values()))["kernel"].shape[2]
     inputs = [np.random.default_rng(0).random((1, 32, 48, channels), np.float32)]
     written = []
-    for name in [ending[1:] for ending in ENDINGS] if formats is None else formats:
+    for name in endings if formats is None else formats:
         try:
             written.append(export(apply, params, Path(folder) / f"{Path(network).stem}.{name}", inputs=inputs))
         except ImportError as error:

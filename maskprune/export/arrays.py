@@ -38,11 +38,16 @@ class Arrays(NamedTuple):
 
 def save_safetensors(path: Path, params: Any, model_state: Any = None, plan: Plan | None = None) -> Path:
     """Writes one `.safetensors` file: names such as `params/conv1/kernel`, the plan as JSON in its metadata."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
     flat, text = _flat(params, model_state), "" if plan is None else plan.to_json()
     about = {"format": FORMAT, "plan": text, "sha256": digest_arrays(flat, text)}
-    return replace_file(path, save(flat, metadata=about))
+    try:
+        content = save(flat, metadata=about)
+    except SafetensorError as error:
+        raise TypeError(f"`params` or `model_state` hold what safetensors cannot: {error}") from error
+    return replace_file(path, content)
 
 
 def load_safetensors(path: Path, like: Arrays | None = None) -> Arrays:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import Count, show, strict
 from maskprune.conv import conv2d
 from maskprune.groups import Group, Groups, Slice
 from maskprune.network import Params
@@ -43,12 +44,13 @@ class FCN(NamedTuple):
     groups: Groups
 
 
+@strict
 def fcn(
     widths: Sequence[int] = (5, 5),
     *,
     kernel: int | Sequence[int] = 5,
-    inputs: int = 1,
-    outputs: int = 1,
+    inputs: Count = 1,
+    outputs: Count = 1,
     initial: Initial = "he",
     convolution: Convolution = conv2d,
 ) -> FCN:
@@ -119,12 +121,16 @@ def _layers(params: Params) -> list[str]:
     return [name for name in layer_names(len(params)) if name in params]
 
 
+@strict
 def drop_identities(params: Params) -> Params:
     """The network without layers that only hand on what they read (see `maskprune.bypass`), the others renumbered.
 
     Exact where the inputs are not negative: such a layer and its ReLU change nothing then. One layer always stays.
+
+    Raises:
+        TypeError: `params` are none of an FCN.
     """
-    layers = [params[name] for name in _layers(params)]
+    layers = [params[name] for name in _layers(check_layers(params))]
     useful = [layer for layer in layers if not _is_identity(layer)] or layers[-1:]
     return dict(zip(layer_names(len(useful)), useful, strict=True))
 
@@ -139,9 +145,23 @@ def _is_identity(layer: Mapping[str, Any]) -> bool:
     return bool((kernel == identity).all() and not bias.any())
 
 
+@strict
 def multiply_adds(params: Params) -> int:
-    """Multiply-adds per pixel of the picture: the sum of all kernel sizes, since every layer has stride 1."""
-    return sum(int(np.prod(layer["kernel"].shape)) for layer in params.values())
+    """Multiply-adds per pixel of the picture: the sum of all kernel sizes, since every layer has stride 1.
+
+    Raises:
+        TypeError: `params` are none of an FCN.
+    """
+    return sum(int(np.prod(layer["kernel"].shape)) for layer in check_layers(params).values())
+
+
+def check_layers(params: Params) -> Params:
+    """Parameters as `FCN.init` gives them: `{layer: {"kernel": array, "bias": array}}`."""
+    layers = params.values() if isinstance(params, Mapping) else ()
+    right = lambda layer: isinstance(layer, Mapping) and hasattr(layer.get("kernel"), "shape") and "bias" in layer
+    if not layers or not all(map(right, layers)):
+        raise TypeError(f'`params` is {show(params)}: use {{layer: {{"kernel": ..., "bias": ...}}}} as `FCN.init`.')
+    return params
 
 
 def _initials(initial: str) -> Callable[..., dict[str, jax.Array]]:

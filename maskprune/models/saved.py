@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskprune._strict import show, strict
 from maskprune.archives import read_npz
 from maskprune.files import replace_file
-from maskprune.models.fcn import fcn, layer_names
+from maskprune.models.fcn import check_layers, fcn, layer_names
 from maskprune.network import Params, on_device
 
 
@@ -22,6 +23,7 @@ FORMAT = "maskprune-fcn-1"
 MOST_BYTES = 1 << 28  # a quarter of a gigabyte: 67 million weights
 
 
+@strict
 def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = None) -> Path:
     """Writes the parameters of an FCN whole or not at all; an existing file is replaced.
 
@@ -29,14 +31,28 @@ def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = 
         path: File name, usually ending in `.npz`.
         params: As from `FCN.init`, or compacted.
         about: JSON-able facts to keep with the network.
+
+    Raises:
+        ValueError: `path` names no file.
+        TypeError: `params` are none of an FCN, or `about` is not JSON.
+        OSError: A file or folder cannot be read, or not be written.
     """
+    check_layers(params)
     arrays = {f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()}
-    header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": dict(about or {})})
+    header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": _plain(about or {})})
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, header=np.array(header), **arrays)
     return replace_file(path, content.getvalue())
 
 
+def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(about)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`about` is {show(about)}, which is not JSON: use texts, numbers and lists.") from error
+
+
+@strict
 def load(path: str | Path) -> tuple[Any, Params]:
     """Reads a saved network.
 
@@ -44,6 +60,7 @@ def load(path: str | Path) -> tuple[Any, Params]:
         `(apply, params)` with `apply(params, pictures) -> outputs`, float32[N, H, W, I] to float32[N, H, W, O].
 
     Raises:
+        OSError: A file or folder cannot be read, or not be written.
         ValueError: The file is not a saved network, or its arrays do not fit together.
     """
     arrays = _read(path)

@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Generator, Sequence
 
+from maskprune._strict import strict
 from maskprune.moves.base import (
     ALL_REFUSED,
     NOTHING_TO_SPARE,
@@ -36,6 +37,7 @@ LONG = 3  # times as long as usual is a session that is to mend,
 SETTLING = 2  # and the one of what is left when all went that nobody misses
 
 
+@strict
 def auto(patience: int = 4) -> Plan:
     """Makes the plan to take where nothing else is known.
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.alter import bypass, enable, reinitialize, why_no_bypass
 from maskprune.network import Network, choose, count_enabled, list_masks
 from maskprune.race import Candidate
@@ -148,6 +149,7 @@ class View:
         return chosen
 
 
+@strict
 def chain(*plans: Plan) -> Plan:
     """One plan after another; the last one says why the search ended."""
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Sequence
 
+from maskprune._strict import strict
 from maskprune.moves.base import ALL_REFUSED, NOTHING_TO_SPARE, Move, Plan, Proposal, Verdict, View, alive, pairs_in
 from maskprune.train import TrainState
 
 
+@strict
 def beam(width: int = 4) -> Plan:
     """Makes a plan that holds up to `width` networks of each size.
 
     Every one of them loses its first `rules.candidates` masks in turn, in the selector's order, each set once. The
     children that reach what is required go on; the search itself holds the best of them. Children are not raced.
+
+    Raises:
+        ValueError: `width` is below 1.
     """
     if width < 1:
         raise ValueError(f"`width` is {width}: hold one network of each size, or more.")

@@ -6,11 +6,13 @@ from collections.abc import Generator
 
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.alter import disable, enable
 from maskprune.moves.base import ALL_REFUSED, NOTHING_TO_SPARE, Mask, Move, Proposal, Verdict, View, pairs_in
 from maskprune.network import Network, choose
 
 
+@strict
 def grow(view: View) -> Generator[Proposal, Verdict, str]:
     """From the fewest masks upwards: the smallest network is trained, then grows by one mask a round until it passes.
 
@@ -30,6 +32,7 @@ def grow(view: View) -> Generator[Proposal, Verdict, str]:
     return "it has grown to what is enough" if verdict.accepted else ALL_REFUSED
 
 
+@strict
 def regrow(view: View) -> Generator[Proposal, Verdict, str]:
     """One mask less by exchange: a mask is drawn afresh, and two others go, until no exchange passes.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+from maskprune._strict import strict
 from maskprune.alter import disable
 from maskprune.moves.base import NOTHING_TO_SPARE, Mask, Masks, Move, Proposal, Verdict, View, alive, pairs_in, pairs_of
 from maskprune.network import Network, choose
 
 
+@strict
 def bisect(view: View, tried: set[frozenset[Mask]] | None = None) -> Generator[Proposal, Verdict, str]:
     """Binary search over how many masks go at once, from the network held.
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from maskprune._strict import strict
 from maskprune.moves.base import ALL_REFUSED, NOTHING_TO_SPARE, Mask, Move, Proposal, Verdict, View, pairs_of
 
 
+@strict
 def one_by_one(view: View) -> Generator[Proposal, Verdict, str]:
     """The next masks in the selector's order, until all that may go were refused.
 

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.network import Flags, Network, effective_params
 from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
 
 
+@strict
 def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
     """The loss without the mask minus the loss with it: what helps least goes first, what does harm before that.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.groups import Groups
 from maskprune.network import Network, Params, effective_params
 from maskprune.select.base import Scores, Selector
@@ -18,6 +19,7 @@ Activations = Callable[[Params, Any], Mapping[str, jax.Array]]
 Statistic = Literal["mean", "std", "zeros"]
 
 
+@strict
 def activation(activations: Activations, statistic: Statistic = "mean") -> Selector:
     """A statistic of each mask's output over the batch, all pictures and pixels alike.
 

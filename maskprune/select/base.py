@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._strict import strict
 from maskprune.alter import disable
 from maskprune.groups import Group, Groups, Role, Slice, leaves_by_path
 from maskprune.network import Flags, Network, Params, effective_params
@@ -30,6 +31,7 @@ class Selector(Protocol):
     def __call__(self, key: jax.Array, network: Network, batch: Any, /) -> Scores: ...
 
 
+@strict
 def mask_sums(
     group: Group, tree: Params, *, roles: Sequence[Role] = ("out",), of: Callable[[jax.Array], jax.Array] = lambda x: x
 ) -> jax.Array:
@@ -43,8 +45,11 @@ def mask_sums(
 
     Returns:
         float[C].
+
+    Raises:
+        KeyError: `tree` lacks a leaf of the group.
     """
-    leaves = leaves_by_path(tree)
+    leaves = _own_leaves(group, tree, "tree")
     total = jnp.zeros(group.size)
     for piece in group.slices:
         if piece.role in roles:
@@ -53,15 +58,29 @@ def mask_sums(
     return total
 
 
+def _own_leaves(group: Group, tree: Params, name: str) -> dict[str, jax.Array]:
+    """The leaves of a tree by their paths, which must hold those of the group."""
+    leaves = leaves_by_path(tree)
+    missing = [piece.leaf for piece in group.slices if piece.leaf not in leaves and piece.role != "state"]
+    if missing:
+        raise KeyError(f"`{name}` has no leaf `{missing[0]}`, which group `{group.name}` touches: give the parameters.")
+    return leaves
+
+
+@strict
 def mask_vectors(group: Group, params: Params) -> jax.Array:
     """The own numbers of every mask (kernel, bias) as one row each: float[C, D].
 
     A mask that owns fewer positions of a leaf than another is filled up with zeros.
+
+    Raises:
+        KeyError: `params` lacks a leaf of the group.
     """
-    leaves = leaves_by_path(params)
+    leaves = _own_leaves(group, params, "params")
     return jnp.concatenate([_rows(piece, group.size, leaves[piece.leaf]) for piece in group.with_role("out")], axis=1)
 
 
+@strict
 @partial(jax.jit, inline=True)
 def outgoing_norms(network: Network) -> Scores:
     """Euclidean norm of what reads each mask: `{group: float[C]}`."""
@@ -75,12 +94,19 @@ def by_group(groups: Groups, values: jax.Array) -> Scores:
     return dict(zip(groups.names, jnp.split(values, ends[:-1], axis=-1), strict=True))
 
 
+@strict
 def without(network: Network, chosen: Flags, batch: Any) -> Network:
-    """The plainest way to remove masks: they are disabled, and nothing makes up for them."""
+    """The plainest way to remove masks: they are disabled, and nothing makes up for them.
+
+    Raises:
+        KeyError: `chosen` names a group that does not exist.
+        ValueError: `chosen` holds something else than bool[C] for a group.
+    """
     del batch
     return disable(network, chosen)
 
 
+@strict
 def reverse(selector: Selector) -> Selector:
     """The opposite order: what the selector keeps longest goes first."""
 
@@ -90,6 +116,7 @@ def reverse(selector: Selector) -> Selector:
     return score
 
 
+@strict
 def standardize(selector: Selector) -> Selector:
     """Scores shifted and scaled, group by group, to mean 0 and deviation 1 over the enabled masks.
 
@@ -103,6 +130,7 @@ def standardize(selector: Selector) -> Selector:
     return score
 
 
+@strict
 def equal_shares(selector: Selector) -> Selector:
     """The order of another selector within each group, and the same share of every group: uniform width.
 
@@ -120,6 +148,7 @@ def _places(values: jax.Array, enabled: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(jnp.where(enabled, values, -jnp.inf))) + 1
 
 
+@strict
 def rank(scores: Mapping[str, Any], network: Network) -> list[tuple[str, int]]:
     """All masks in the order of removal: lowest score first, ties by smaller outgoing norm, then in network order.
 
@@ -143,6 +172,7 @@ def rank(scores: Mapping[str, Any], network: Network) -> list[tuple[str, int]]:
     return [(name, number) for *_, number, name in rows]
 
 
+@strict
 def unscored(scores: Mapping[str, Any], network: Network) -> dict[str, list[int]]:
     """The enabled masks whose score is NaN or infinite, `{group: [numbers]}`; a selector promises that there are none.
 

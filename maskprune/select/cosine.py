@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.network import Network, effective_params
 from maskprune.select.base import Scores, Selector, mask_vectors
 
@@ -15,6 +16,7 @@ Aggregate = Literal["min", "max", "mean", "median", "std"]
 AGGREGATES: tuple[Aggregate, ...] = ("min", "max", "mean", "median", "std")
 
 
+@strict
 def cosine(aggregate: Aggregate = "max", *, absolute: bool = False, similar_first: bool = True) -> Selector:
     """Cosine similarity of a mask's vector [kernel, bias] to the other enabled masks of its layer.
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import rankdata
 
+from maskprune._strict import strict
 from maskprune.network import Network
 from maskprune.select.base import Scores, Selector, by_group
 
 
+@strict
 def ensemble(selectors: Sequence[Selector], weights: Sequence[float] | None = None) -> Selector:
     """The mean over selectors of a mask's place among the enabled masks of all groups, 1 for the one that goes first.
 

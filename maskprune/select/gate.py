@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.groups import leaf_path
 from maskprune.network import Network, Params, along_axis, effective_params
 from maskprune.select.base import Loss, Scores, Selector, by_group
@@ -21,6 +22,7 @@ from maskprune.select.base import Loss, Scores, Selector, by_group
 Gates = dict[str, jax.Array]  # {group: float[C]}
 
 
+@strict
 def taylor(loss: Loss, order: int = 1, *, absolute: bool = True) -> Selector:
     """The change of the loss that its derivatives at gate 1 foretell for a mask whose gate is closed.
 
@@ -36,6 +38,9 @@ def taylor(loss: Loss, order: int = 1, *, absolute: bool = True) -> Selector:
         order: 1 or 2.
         absolute: Masks that would change the loss least go first, whether up or down; with False those that would
             lower it most.
+
+    Raises:
+        ValueError: `order` is neither 1 nor 2.
 
     References:
         Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, whose scores are the squares.
@@ -55,6 +60,7 @@ def taylor(loss: Loss, order: int = 1, *, absolute: bool = True) -> Selector:
     return jax.jit(score)
 
 
+@strict
 def fisher(loss: Loss) -> Selector:
     """Half the mean, over the examples of the batch, of the squared slope of the loss to the mask's gate.
 

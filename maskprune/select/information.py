@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 
+from maskprune._strict import strict
 from maskprune.network import Network, effective_params
 from maskprune.select.activation import Activations, columns
 from maskprune.select.base import Scores, Selector, by_group
 
 
+@strict
 def information(activations: Activations, targets: Callable[[Any], jax.Array], *, bins: int = 16) -> Selector:
     """Mutual information, in bits, of a mask's output and the target at the same position; the least goes first.
 
@@ -30,6 +32,9 @@ def information(activations: Activations, targets: Callable[[Any], jax.Array], *
         activations: `activations(params, batch) -> {group: float[..., C]}`; may hold more names than there are groups.
         targets: `targets(batch) -> [...]`: one number for every position of the activations, in the same order.
         bins: How many bins, at least 2. Positions should be many times its square.
+
+    Raises:
+        ValueError: `bins` is below 2.
 
     References:
         Cover and Thomas, Elements of Information Theory, Wiley 2006.

@@ -7,12 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.network import Network, effective_params
 from maskprune.select.base import Scores, Selector, mask_sums
 
 
+@strict
 def magnitude(order: int = 1) -> Selector:
-    """The L1 norm (`order=1`, Li et al. 2017) or L2 norm (`order=2`) of a mask's kernel and bias."""
+    """The L1 norm (`order=1`, Li et al. 2017) or L2 norm (`order=2`) of a mask's kernel and bias.
+
+    Raises:
+        ValueError: `order` is neither 1 nor 2.
+    """
     if order not in (1, 2):
         raise ValueError(f"`order` is {order}: use 1 or 2.")
 

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from maskprune._strict import strict
 from maskprune.network import Network, choose
 from maskprune.race import Candidate, Evaluate, TrainShare, race
 from maskprune.select.base import Remove, Scores, Selector, without
 from maskprune.train import init_state
 
 
+@strict
 def probe(
     train: TrainShare,
     evaluate: Evaluate,

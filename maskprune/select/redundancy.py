@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.network import Network, Params, effective_params
 from maskprune.readers import Activations, Reader, columns, covariance, read_values, readers_of, ridge_of, weights
 from maskprune.select.base import Scores, Selector
 
 
+@strict
 def redundancy(activations: Activations, *, ridge: float = 1e-4, border: int = 0) -> Selector:
     """The share of a layer's effect on its readers that only this mask can supply.
 

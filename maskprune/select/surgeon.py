@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.curvature import Curvature
 from maskprune.network import Network
 from maskprune.select.base import Scores, Selector
 from maskprune.surgery import Measured, measured, remove
 
 
+@strict
 def surgeon(curvature: Curvature, *, damping: float = 1e-3) -> Selector:
     """The exact Optimal Brain Surgeon for groups: `w_g @ inv(inv(H)[g, g]) @ w_g / 2`.
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._strict import strict
 from maskprune.network import Flags, Network
 from maskprune.select.base import Scores, Selector
 
@@ -15,6 +16,7 @@ from maskprune.select.base import Scores, Selector
 LEAST = 1e-6  # of the mean saving: keeps scores finite where a mask saves nothing
 
 
+@strict
 def weigh(selector: Selector, saving: Callable[[Flags], Flags], *, strength: float = 1.0) -> Selector:
     """Ranks masks by benefit per unit saved, as in greedy knapsack packing: little worth that costs much goes first.
 
