@@ -191,6 +191,8 @@ def choosing(config: Config, setup: Setup, network: Any) -> Any:
 
 def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, interrupt: Any) -> list[dict[str, Any]]:
     """Runs all searches, or goes on with them. Returns what their `result.json` hold."""
+    import maskprune
+
     with in_a_sentence("minimize.py"):
         dataset = load_data(config.pictures, show.counting("pictures"))
         saved, model = start_model(config, recipe)
@@ -200,7 +202,10 @@ def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, int
     show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
     with memory:
         setup = set_up(dataset, model, recipe, loss=config.loss, flips=config.flips, memory=memory)
-        found = searches(config, setup, saved, show)
+        try:
+            found = searches(config, setup, saved, show)
+        except maskprune.NothingLearned as error:
+            raise SystemExit(f"minimize.py: {error}") from error
         show.end()
         if not found:
             show.say(f"Interrupted before anything was learned; --resume {out} goes on.")

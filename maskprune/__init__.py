@@ -106,6 +106,7 @@ from maskprune.shrink import shrink as shrink
 from maskprune.soap import scale_by_soap as scale_by_soap
 from maskprune.soap import soap as soap
 from maskprune.soap import soap_averaged as soap_averaged
+from maskprune.start import NothingLearned as NothingLearned
 from maskprune.start import train_start as train_start
 from maskprune.task import PictureTask as PictureTask
 from maskprune.task import picture_task as picture_task

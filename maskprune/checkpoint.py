@@ -132,13 +132,13 @@ def _restored(path: Path, size: int) -> np.ndarray:
 
     try:
         with _quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.metadata(path).item_metadata.tree["bytes"]  # before anything is allocated
+            if tuple(found.shape) != (size + 1,) or found.dtype != np.uint8:
+                raise ValueError(f"it holds {found.dtype}{tuple(found.shape)}, not the {size} bytes of its manifest")
             kind = {"bytes": checkpoint.RestoreArgs(restore_type=np.ndarray)}
-            joined = checkpointer.restore(path, restore_args=kind)["bytes"]
+            return checkpointer.restore(path, restore_args=kind)["bytes"]
     except Exception as error:  # orbax and tensorstore each have their own
         raise CheckpointError(f"`{path}` cannot be read: {error}") from error
-    if not isinstance(joined, np.ndarray) or joined.dtype != np.uint8 or joined.shape != (size + 1,):
-        raise CheckpointError(f"`{path}` does not hold the {size} bytes that its manifest names.")
-    return joined
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -240,7 +240,7 @@ class Memory:
         if row is None:
             return None
         try:
-            place = places.load(self.folder / STATES / asked, like)
+            place = places.load(self.folder / STATES / asked, like, asked=asked)
         except checkpoint.CheckpointError as error:
             self._say(f"A session is trained again: {error}")
             del self._known[asked]
@@ -252,7 +252,7 @@ class Memory:
         """Where the session stood that is now asked for, by the newest sound checkpoint."""
         for folder in sorted((self.folder / REACHED).glob(f"{asked}-*"), reverse=True):
             try:
-                return places.load(folder, like)
+                return places.load(folder, like, asked=asked)
             except checkpoint.CheckpointError as error:
                 if folder.exists() and (folder / checkpoint.MANIFEST).exists():
                     self._say(f"An earlier save is used: {error}")
@@ -272,7 +272,7 @@ class Memory:
             found = dict(row)
             if place is not None:
                 found["ended"] = digest("ended", (place.state, place.report.losses))  # no times
-                places.save(self.folder / STATES / asked, place)
+                places.save(self.folder / STATES / asked, place, asked=asked)
             self._ledger.add([found])
             for each in (self.folder / REACHED).glob(f"{asked}-*") if place is not None else ():
                 checkpoint.remove(each)
@@ -288,7 +288,7 @@ class Memory:
 
         def write() -> None:
             folder = self.folder / REACHED
-            places.save(folder / f"{asked}-{int(np.max(np.asarray(place.state.step))):012d}", place)
+            places.save(folder / f"{asked}-{int(np.max(np.asarray(place.state.step))):012d}", place, asked=asked)
             for each in sorted(folder.glob(f"{asked}-*"))[:-2]:
                 checkpoint.remove(each)
 

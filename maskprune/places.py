@@ -19,6 +19,9 @@ from maskprune.session import SessionReport, not_finite
 from maskprune.train import TrainState
 
 
+MOST_REPORTED = 1 << 30  # bytes of losses: for a million steps of 256 networks
+
+
 class Place(NamedTuple):
     """A state and the report so far: of a session, or of a population's, where both have a leading axis."""
 
@@ -59,18 +62,28 @@ def ended(place: Place, stopped: str) -> Any:
     return place.report._replace(stopped=tuple(stopped if fine else not_finite(int(at)) for fine, at in steps))
 
 
-def save(path: Path, place: Place) -> None:
-    """A state, a leaf an array, and what was reported."""
+def save(path: Path, place: Place, *, asked: str) -> None:
+    """A state, a leaf an array, and what was reported, as the answer to one question."""
     leaves = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(place.state))}
     fields = place.report._asdict()
     arrays = {name: each for name, each in fields.items() if isinstance(each, np.ndarray)}
     kind = "session" if isinstance(place.report, SessionReport) else "population"
-    checkpoint.save(path, {**leaves, **arrays}, {"kind": kind, **{k: v for k, v in fields.items() if k not in arrays}})
+    checkpoint.save(
+        path,
+        {**leaves, **arrays},
+        {"kind": kind, "asked": asked, **{k: v for k, v in fields.items() if k not in arrays}},
+    )
 
 
-def load(path: Path, like: TrainState) -> Place:
-    """What `save` wrote, for a state of the form of `like`."""
-    arrays, about = checkpoint.load(path)
+def load(path: Path, like: TrainState, *, asked: str) -> Place:
+    """What `save` wrote, for a state of the form of `like`.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it answers another question.
+    """
+    arrays, about = checkpoint.load(path, most=2 * sum(leaf.nbytes for leaf in jax.tree.leaves(like)) + MOST_REPORTED)
+    if about.pop("asked") != asked:
+        raise checkpoint.CheckpointError(f"`{path}` holds the state of another session.")
     leaves, structure = jax.tree.flatten(like)
     found = [arrays.pop(str(number), None) for number in range(len(leaves))]
     for leaf, each in zip(leaves, found, strict=True):

@@ -17,6 +17,10 @@ from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
 
+class NothingLearned(RuntimeError):
+    """No draw learned; the message holds every reason."""
+
+
 class Start(NamedTuple):
     """A trained start.
 
@@ -53,7 +57,7 @@ def train_start(
         attempts: Draws before giving up.
 
     Raises:
-        RuntimeError: No draw learned; the message holds every reason.
+        NothingLearned: No draw learned; the message holds every reason.
     """
     reasons: list[str] = []
     steps = 0
@@ -70,7 +74,7 @@ def train_start(
         if not reason:
             return Start(state, tuple(reasons), steps)
         reasons.append(f"after {taken} steps {reason}")
-    raise RuntimeError(f"None of {attempts} starts learned anything: {'; '.join(reasons)}. Try another loss or rate.")
+    raise NothingLearned(f"None of {attempts} starts learned anything: {'; '.join(reasons)}. Try another loss or rate.")
 
 
 @partial(jax.jit, static_argnums=1)

@@ -270,6 +270,22 @@ def test_many_cuts_of_every_file(kept, tmp_path):
     damage(*kept, tmp_path, cuts(kept[0], 40))
 
 
+def test_a_sound_state_of_another_session_is_not_taken(kept, tmp_path):
+    """Nothing that orbax checks itself is wrong with it."""
+    copy = shutil.copytree(kept[0], tmp_path / "copy")
+    one, other = sorted((copy / STATES).iterdir())[:2]
+    manifest = (one / checkpoint.MANIFEST).read_bytes()
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    (one / checkpoint.MANIFEST).write_bytes(manifest)
+    said = []
+    assert ask(copy, said.append) == kept[1] and "altered" in said[0]
+    shutil.rmtree(one)
+    shutil.copytree(other, one)  # with its own manifest
+    said = []
+    assert ask(copy, said.append) == kept[1] and "another session" in said[0]
+
+
 def test_missing_files_cost_their_sessions_only(kept, tmp_path):
     folder, expected = kept
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
@@ -347,6 +363,12 @@ def test_a_checkpoint_gives_back_what_it_took(tmp_path, arrays):
     found, about = checkpoint.load(tmp_path / "one")
     assert about == {"text": "y"} and bits(found) == bits(arrays)
     assert [each.dtype for each in found.values()] == [np.asarray(each).dtype for each in arrays.values()]
+    manifest = json.loads((tmp_path / "one" / checkpoint.MANIFEST).read_bytes())
+    manifest["arrays"].append(["more", "float32", [7]])  # sound by itself, and not what the files hold
+    manifest["check"] = checkpoint._check({name: value for name, value in manifest.items() if name != "check"})
+    (tmp_path / "one" / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(checkpoint.CheckpointError, match=r"not the .* bytes of its manifest"):
+        checkpoint.load(tmp_path / "one")
     with pytest.raises(checkpoint.CheckpointError, match="at most"):
         checkpoint.load(checkpoint.save(tmp_path / "two", {"a": np.zeros(100)}, {}), most=799)
 

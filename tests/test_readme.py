@@ -21,15 +21,16 @@ def blocks() -> list[str]:
 
 
 def test_the_library_example_and_the_selector_run(blocks, tmp_path, capsys):
-    library, selector, many, _ = blocks  # the fourth is run in test_adapters.py
+    library, selector, many, _, kept = blocks  # the fourth is run in test_adapters.py
     assert len([line for line in library.splitlines() if line.strip()]) <= 20
     for steps, fewer in (("800", "40"), ("400", "2")):
         assert library.count(steps) == many.count(steps) == 1
         library, many = library.replace(steps, fewer), many.replace(steps, fewer)
     path = tmp_path / "example.py"
-    path.write_text(library + selector + many)
+    path.write_text(library + selector + many + kept.replace("runs/mine", str(tmp_path)))
     names = runpy.run_path(str(path))
     assert names["report"].finite.all() and names["report"].losses.shape == (16, 40)
+    assert (tmp_path / "memory" / "answers.jsonl").exists() and names["evaluate"] and names["memory"].finished is False
     (_, more) = itertools.islice(
         minimize(names["key"], names["state"], selector=names["quiet"], **names["settings"]), 2
     )
