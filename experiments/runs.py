@@ -38,8 +38,8 @@ def compute_exactly(deterministic: bool) -> None:
 def begun_with(program: str, config: Any) -> Any:
     """The configuration that is meant: with `--resume` or `--repeat` the one that the run there was begun with."""
     folder = config.resume or config.repeat
-    if folder is None:
-        return config
+    if folder is None:  # paths mean the same wherever the run is gone on with
+        return dataclasses.replace(restored(type(config), plain(config)), out=config.out)
     option, blank = "--resume" if config.resume else "--repeat", type(config)()
     names = [field.name for field in dataclasses.fields(config)]
     given = {name for name in names if getattr(config, name) != getattr(blank, name)}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
+from toys import edge_network, smooth_pictures
 
 import maskprune
 
@@ -42,23 +42,12 @@ def program():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Smooth random pictures in one archive."""
-    noise = np.random.default_rng(5).normal(size=(6, 48, 48))
-    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
-    low, high = smooth.min(), smooth.max()
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    np.savez(path, pictures=np.round(255 * (smooth - low) / (high - low)).astype(np.uint8))
-    return path
+    return smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.npz", 48)
 
 
 @pytest.fixture(scope="module")
 def edges(tmp_path_factory) -> Path:
-    """A network that answers edges of two directions: whether a random start learns in so few steps is luck."""
-    params = jax.tree.map(np.zeros_like, maskprune.models.fcn((2, 2)).init(jax.random.key(0)))
-    params["conv1"]["kernel"][2, 1:4, 0, 0] = params["conv1"]["kernel"][1:4, 2, 0, 1] = [-1, 0, 1]
-    params["conv2"]["kernel"][2, 2] = np.eye(2)
-    params["conv3"]["kernel"][2, 2] = 1
-    return maskprune.models.save(tmp_path_factory.mktemp("start") / "edges.npz", params)
+    return edge_network(tmp_path_factory.mktemp("start") / "edges.npz")
 
 
 @pytest.fixture(scope="module")

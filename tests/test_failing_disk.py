@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import ndimage
+from toys import smooth_pictures
 
 from maskprune import repeat
 
@@ -46,10 +45,7 @@ def test_a_disk_that_fails_loses_nothing_that_was_safe(disk, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("lasting", [0, 1])
 def test_a_whole_run_goes_on_when_the_disk_is_well_again(disk, tmp_path, lasting):
-    noise = np.random.default_rng(5).normal(size=(6, 48, 48))
-    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
-    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
-    np.savez(tmp_path / "pictures.npz", pictures=np.round(255 * smooth).astype(np.uint8))
+    smooth_pictures(tmp_path / "pictures.npz", 48)
     program = [sys.executable, HERE.parent / "experiments" / "minimize.py"]
     options = "--size 48 --crop 32 --batch 4 --widths 2 2 --strategy one-by-one --max-rounds 2 --save-every 0"
     options += " --first-steps 400 --steps 100 --final-steps 100 --task threshold"

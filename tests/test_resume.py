@@ -15,10 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from scipy import ndimage
+from toys import edge_network, smooth_pictures
 
 import maskprune
 from maskprune import files, repeat
@@ -35,15 +34,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 def place(tmp_path_factory):
     """Pictures, a network that answers edges, and a folder for runs."""
     folder = tmp_path_factory.mktemp("resume")
-    noise = np.random.default_rng(5).normal(size=(6, 48, 48))
-    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
-    low, high = smooth.min(), smooth.max()
-    np.savez(folder / "pictures.npz", pictures=np.round(255 * (smooth - low) / (high - low)).astype(np.uint8))
-    params = jax.tree.map(np.zeros_like, maskprune.models.fcn((2, 2)).init(jax.random.key(0)))
-    params["conv1"]["kernel"][2, 1:4, 0, 0] = params["conv1"]["kernel"][1:4, 2, 0, 1] = [-1, 0, 1]
-    params["conv2"]["kernel"][2, 2] = np.eye(2)
-    params["conv3"]["kernel"][2, 2] = 1
-    maskprune.models.save(folder / "edges.npz", params)
+    smooth_pictures(folder / "pictures.npz", 48)
+    edge_network(folder / "edges.npz")
     return folder
 
 

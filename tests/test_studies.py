@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from protocol import Pictures, Recipe
-from scipy import ndimage, stats
+from scipy import stats
 from studies import Options
+from toys import smooth_pictures
 
 
 # Enough for most starts to learn a threshold; Adam, because it compiles faster.
@@ -29,12 +30,7 @@ def one_by_one():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    noise = np.random.default_rng(5).normal(size=(6, 32, 32))
-    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
-    low, high = smooth.min(), smooth.max()
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    np.savez(path, pictures=np.round(255 * (smooth - low) / (high - low)).astype(np.uint8))
-    return path
+    return smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.npz", 32)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,14 @@ Stored weights stay away from zero, so that "did not move" and "was zeroed" can 
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from maskprune import Group, Groups, Slice, conv2d, models
 from maskprune.conv import native
@@ -112,3 +114,21 @@ def linear_draw(key: jax.Array, data: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Four inputs of three numbers, and what the kernel `data` with a bias of 0.5 makes of them."""
     inputs = jax.random.normal(key, (4, 3))
     return inputs, inputs @ data + 0.5
+
+
+def smooth_pictures(path: Path, side: int) -> Path:
+    """Six smooth random pictures of one size in an `.npz` archive."""
+    noise = np.random.default_rng(5).normal(size=(6, side, side))
+    smooth = np.stack([ndimage.gaussian_filter(each, 2.0) for each in noise])
+    low, high = smooth.min(), smooth.max()
+    np.savez(path, pictures=np.round(255 * (smooth - low) / (high - low)).astype(np.uint8))
+    return path
+
+
+def edge_network(path: Path) -> Path:
+    """A saved network that answers edges of two directions: whether a random start learns in few steps is luck."""
+    params = jax.tree.map(np.zeros_like, models.fcn((2, 2)).init(jax.random.key(0)))
+    params["conv1"]["kernel"][2, 1:4, 0, 0] = params["conv1"]["kernel"][1:4, 2, 0, 1] = [-1, 0, 1]
+    params["conv2"]["kernel"][2, 2] = np.eye(2)
+    params["conv3"]["kernel"][2, 2] = 1
+    return models.save(path, params)
