@@ -1,10 +1,10 @@
 """Does a process that minimizes for hours keep its memory?
 
 Runs small minimizations one after another in one process, each with its pictures, memory, report and exports, and
-measures the resident memory after each. JAX keeps compiled programs of functions that are long gone; between runs
-`jax.clear_caches()` lets them go, as a program of one's own should that searches with many different models. The first
-part warms up: imports, allocators and caches fill once. Growth is that of a line through the rest, from its beginning
-to its end.
+measures the resident memory after each, without what the C library keeps for later: that comes and goes by half of the
+whole. JAX keeps compiled programs of functions that are long gone; between runs `jax.clear_caches()` lets them go, as a
+program of one's own should that searches with many different models. The first part warms up: imports, allocators and
+caches fill once. Growth is that of a line through the rest, from its beginning to its end.
 
     python benchmarks/soak.py --hours 2 --json benchmarks/results/soak_cpu.json
 """
@@ -12,6 +12,7 @@ to its end.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import os
@@ -30,8 +31,10 @@ WARM_UP = 0.2  # share of the time after which memory counts
 
 
 def resident_mb() -> float:
-    """Megabytes that this process holds."""
+    """Megabytes that this process holds, once the C library has given back what it only keeps for later."""
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MB
 
 
