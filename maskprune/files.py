@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def replace_file(path: Path | str, content: bytes) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
+    draft = path.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # a name that is short, however long the other one is
     try:
         with open(draft, "wb") as file:
             file.write(content)

@@ -47,7 +47,7 @@ LOWER = (metrics.mae, metrics.mse, metrics.relative_rmse)
 def test_every_public_score_is_in_the_list():
     found = {name for name in vars(metrics) if callable(getattr(metrics, name)) and not name.startswith("_")}
     helpers = {"picture_sums", "scores_from_sums", "f1_of", "PrecisionRecallF1", "Average", "NamedTuple", "Callable"}
-    helpers |= {"crop_border", "overlap", "picture_total", "centred", "Literal"}
+    helpers |= {"crop_border", "overlap", "picture_total", "centred", "Literal", "Positive", "strict"}
     assert found - helpers == {score.__name__ for score in RANGES}
 
 

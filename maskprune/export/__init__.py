@@ -56,7 +56,7 @@ EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "safetensors": "safetensors"}
 
 @strict
 def export(
-    apply: Callable[..., Any],
+    apply: Callable[..., Any] | None,
     params: Any,
     path: str | Path,
     *,
@@ -79,7 +79,7 @@ def export(
     on flattened pictures, say), the smallest set of sizes is fixed, and `note` says which and why.
 
     Args:
-        apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)`, small or not.
+        apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)`, small or not; None for weights alone.
         params: Its parameters.
         path: File to write, whole or not at all; its ending decides. Missing folders are made.
         inputs: For programs: sample inputs. Arrays are also run; `jax.ShapeDtypeStruct`s only say shapes.
@@ -90,7 +90,7 @@ def export(
         tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
 
     Raises:
-        TypeError: A leaf of `params` or `model_state` is no array.
+        TypeError: A leaf of `params` or `model_state` is no array, or there is no function where one is written.
         OSError: A file or folder cannot be read, or not be written.
         ValueError: The ending is unknown, `inputs` are missing, or the function does not run on them.
         ImportError: The format needs a package that is not installed.
@@ -104,6 +104,8 @@ def export(
         return Exported(path)
     if path.suffix not in PROGRAMS:
         raise ValueError(f"`{path}` ends in none of {', '.join(ENDINGS)}, so it does not say what to write.")
+    if apply is None:
+        raise TypeError(f"`apply` is None: give the function to write as `{path.name}`.")
     if not inputs:
         raise ValueError(f"Give `inputs`, sample inputs or their shapes, to write `{path.name}`.")
     stateful = apply if model_state is None else lambda params, *inputs: apply(params, model_state, *inputs)
