@@ -89,7 +89,7 @@ def apart(size: int, batch: int, steps: int, optimizer: str, *, deterministic: b
 
     flags = os.environ.get("XLA_FLAGS", "") + (f" {DETERMINISTIC}" if deterministic else "")
     words = [str(each) for each in (size, batch, steps)]
-    command = [sys.executable, __file__, "--look", *words, "--optimizer", optimizer]
+    command = [sys.executable, __file__, "--look", *words, "--optimizers", optimizer]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "XLA_FLAGS": flags.strip()}
     )
@@ -131,17 +131,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=3, help="pictures of a step")
     parser.add_argument("--steps", type=int, default=2000, help="steps of a session")
     parser.add_argument("--repeats", type=int, default=5, help="sessions of each kind")
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=[*OPTIMIZERS], help="that are repeated")
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--look", type=int, nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.look:
-        print(json.dumps(look(*options.look, options.optimizer)))
+        print(json.dumps(look(*options.look, options.optimizers[0])))
         return
     rows: list[Row] = []
     take = partial(said, say=say)
     for size in options.sizes:
-        for optimizer in OPTIMIZERS:
+        for optimizer in options.optimizers:
             rows += take(same_bits(size, options.batch, options.steps, optimizer, options.repeats))
             write(options.json, rows)
         rows += take(saving(size, options.batch, options.steps, options.repeats))

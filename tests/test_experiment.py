@@ -5,10 +5,8 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
-import time
 import typing
 from pathlib import Path
 
@@ -292,33 +290,3 @@ def test_the_library_imports_late_what_only_the_end_of_a_run_needs():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     late = {"matplotlib", "jinja2", "onnx", "onnxruntime", "safetensors", "orbax", "flax", "skimage", "scipy.special"}
     assert not late & {*done.stdout.split()}
-
-
-# What is started in the background by a shell ignores SIGINT, and so would its children: the program starts afresh.
-LISTENING = """
-import runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_an_interrupted_run_writes_what_it_knows(pictures, edges, tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", LISTENING, str(PROGRAM), "--data", str(pictures), "--size", "48", "--crop", "32"]
-    command += ["--start-from", str(edges), "--batch", "4", "--steps", "1000000", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        try:
-            for line in child.stdout:
-                if "network to minimize" in line:  # the first round is about to begin
-                    break
-            time.sleep(2)
-            child.send_signal(signal.SIGINT)
-            said = child.communicate(timeout=120)[0]
-        finally:
-            child.kill()
-    assert child.returncode == 130, said
-    result = json.loads((out / "result.json").read_text())
-    assert result["interrupted"] is True and result["masks_after"] == {"conv1": 2, "conv2": 2}
-    assert (out / "report.html").exists() and (out / "network.npz").exists()

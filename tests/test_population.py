@@ -275,7 +275,7 @@ OPTIMIZERS = {
 }
 
 
-QUICK = [("native", None, "soap"), ("native", 4, "adam"), ("blocked", 4, "soap")]
+QUICK = [("native", None, "adam"), ("native", 4, "adam"), ("blocked", 4, "soap")]
 WAYS = [("native", None), ("native", 4), ("blocked", None), ("blocked", 4), ("xla", None), ("xla", 3)]
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -222,16 +223,14 @@ def test_a_signal_saves_and_reports_and_the_run_goes_on(place, fork, expected, t
 
 
 def listen(place, out):
-    """A child that minds signals, as the program does when it is started from a shell."""
+    """A child that is the program as it is started from a shell, with the options of `work`."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(EXPERIMENTS))
-    import minimize
-
-    with maskprune.Interrupt() as interrupt:
-        main = minimize.main
-        minimize.main = lambda config: main(config, interrupt)
-        work(place, out, False)
-    sys.exit(interrupt.code)
+    options = "--size 48 --crop 32 --batch 4 --first-steps 1000 --steps 400 --final-steps 400 --learning-rate 1e-3"
+    options += " --strategy one-by-one --selector ablation --max-rounds 4 --threshold 0.6 --save-every 0 --quiet"
+    files = ["--data", str(place / "pictures.npz"), "--start-from", str(place / "edges.npz"), "--out", str(out)]
+    sys.argv = [str(PROGRAM), *options.split(), *files]
+    runpy.run_path(str(PROGRAM), run_name="__main__")
 
 
 def test_replay_repeats_and_compares(place, expected, tmp_path):
