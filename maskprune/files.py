@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 
 
-DRAFT = ".tmp"  # how the name of a file ends that is being written
+DRAFT = ".{}.tmp"  # the name of a file that is being written, with 16 random digits
 LOCK = ".lock"
 
 
@@ -27,7 +27,7 @@ def replace_file(path: Path | str, content: bytes) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{secrets.token_hex(8)}{DRAFT}")  # a name that is short, however long the other one is
+    draft = path.with_name(DRAFT.format(secrets.token_hex(8)))  # short, however long the other name is
     try:
         with open(draft, "wb") as file:
             file.write(content)
@@ -54,7 +54,7 @@ def sync_folder(folder: Path | str) -> None:
 
 def drop_drafts(folder: Path | str) -> None:
     """Removes what a program that was killed had begun to write."""
-    for draft in Path(folder).rglob(f".*{DRAFT}"):
+    for draft in Path(folder).rglob(DRAFT.format("[0-9a-f]" * 16)):
         with contextlib.suppress(OSError):
             draft.unlink()
 

@@ -51,6 +51,24 @@ def test_remove_stops_at_the_limit_and_leaves_the_last_of_a_group(program):
     assert mp.count_enabled(program.remove(network, order, found, limit=48)) == {"a": 4, "b": 8}
 
 
+def test_seeds_that_are_finished_are_not_run_again(program, tmp_path, monkeypatch):
+    asked = []
+
+    def run_seed(config, full, data, seed):
+        asked.append(seed)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return [{"seed": seed, "method": "none"}]
+
+    monkeypatch.setattr(program, "run_seed", run_seed)
+    config = program.Config(widths=(2, 2, 2), blocks=1, seeds=2, out=tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        program.main(config)
+    assert stopped.value.code == 130 and not (tmp_path / "result.json").exists()
+    assert [row["seed"] for row in program.main(config)["rows"]] == [0, 1]
+    assert asked == [0, 1, 1]
+
+
 @pytest.mark.slow
 def test_a_run_prunes_to_the_share_and_writes_what_it_found(program, tmp_path):
     config = program.Config(
