@@ -62,7 +62,7 @@ def fork(place):
     os.environ.update(before)
 
 
-def work(place, out, resume):
+def work(place, out, resume, **change):
     """A child: a run of some seconds, or the rest of it."""
     sys.path.insert(0, str(EXPERIMENTS))
     import minimize
@@ -71,7 +71,7 @@ def work(place, out, resume):
     recipe = dataclasses.replace(recipe, strategy="one-by-one", selector="ablation")
     pictures = minimize.Pictures(data=place / "pictures.npz", size=48)
     config = minimize.Config(pictures=pictures, recipe=recipe, start_from=place / "edges.npz", max_rounds=4)
-    config = dataclasses.replace(config, out=out, quiet=True, threshold=0.6, save_every=0.0)
+    config = dataclasses.replace(config, out=out, quiet=True, threshold=0.6, save_every=0.0, **change)
     minimize.main(minimize.Config(resume=out, quiet=True, save_every=0.0) if resume else config)
 
 
@@ -128,6 +128,32 @@ def test_a_hundred_runs_of_one_seed_are_one(place, fork, expected):
         assert finish(fork(work, place, out, False)) == 0
         assert repeat.differences(expected[0], out) == [], number
         shutil.rmtree(out)
+
+
+def work_together(place, out, resume):
+    """A child: two searches at once, which race their candidates side by side."""
+    import maskprune.lanes
+
+    maskprune.lanes.CACHE = 2**30  # members in groups, whatever the cache
+    work(place, out, resume, replicas=2, candidates=3, racing=True, max_rounds=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_searches_at_once_go_on_to_the_same_bits(place, fork, tmp_path, seed):
+    began = time.monotonic()
+    assert finish(fork(work_together, place, tmp_path / "whole", False)) == 0
+    seconds, rng, out, kills = time.monotonic() - began, np.random.default_rng(seed), tmp_path / "out", 0
+    while True:
+        process = fork(work_together, place, out, (out / "memory" / "answers.jsonl").exists())
+        process.join(rng.uniform(0.1, 0.4) * seconds if kills < 4 else 240)
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        finish(process)
+        kills += 1
+    assert finish(process) == 0 and kills
+    assert repeat.differences(tmp_path / "whole", out) == []
 
 
 def test_a_finished_run_resumed_does_nothing(place, fork, expected, tmp_path):
