@@ -168,9 +168,10 @@ def writing(folder: Path, write: Callable[[Path], Any], say: Callable[[str], Non
     try:
         return write(folder), True
     except OSError as error:
-        other = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
-        say(f"{folder} cannot be written to: {error}. The result goes to {other}; with space again, --resume {folder}.")
+        say(f"{folder} cannot be written to: {error}. With space again, --resume {folder} writes the result.")
     with in_a_sentence(folder.name):
+        other = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+        say(f"Until then it is in {other}.")
         return write(other), False
 
 

@@ -43,7 +43,8 @@ static int hit(void) {
 }
 
 static int fails_path(const char *path) {
-  return folder[0] && path && !strncmp(path, folder, strlen(folder)) && hit();
+  size_t length = strlen(folder);
+  return length && path && !strncmp(path, folder, length) && (path[length] == '/' || !path[length]) && hit();
 }
 
 static int fails_handle(int handle) {
