@@ -377,6 +377,8 @@ def main(config: Config, interrupt: Any = None) -> dict[str, Any]:
             show.say(headline(smallest, out / "report.html"))
         if smallest["interrupted"]:
             show.say(f"--resume {out} goes on from here.")
+        elif not finished(out):  # a disk that failed; what it did not take was told
+            raise SystemExit(1)
     return smallest
 
 
