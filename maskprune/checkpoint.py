@@ -49,7 +49,7 @@ def save(path: Path | str, arrays: Mapping[str, Any], about: Mapping[str, Any]) 
 
     path, host = Path(path).absolute(), {name: np.asarray(array) for name, array in arrays.items()}
     remove(path)
-    with _quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
+    with quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path, {"bytes": _joined(host)})
     files = sorted(each for each in path.rglob("*") if each.is_file())
     manifest = {
@@ -110,7 +110,7 @@ def drop_incomplete(folder: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps orbax from printing tracebacks of what it raises anyway."""
     logger = logging.getLogger("absl")
     before = logger.level
@@ -131,7 +131,7 @@ def _restored(path: Path, size: int) -> np.ndarray:
     from orbax import checkpoint
 
     try:
-        with _quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
+        with quiet(), checkpoint.PyTreeCheckpointer() as checkpointer:
             found = checkpointer.metadata(path).item_metadata.tree["bytes"]  # before anything is allocated
             if tuple(found.shape) != (size + 1,) or found.dtype != np.uint8:
                 raise ValueError(f"it holds {found.dtype}{tuple(found.shape)}, not the {size} bytes of its manifest")

@@ -42,6 +42,29 @@ def test_a_disk_that_fails_loses_nothing_that_was_safe(disk, tmp_path, kind):
     assert found["calls"] > 50 and found["told"] > found["tried"] * 0.9, found
 
 
+EXPORTS = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np
+import maskprune
+disk, folder = ctypes.CDLL(None), Path(sys.argv[1])
+for when in (0, 20, 40, 60):
+    disk.fail_below(str(folder).encode(), ctypes.c_long(when), 28, 1)
+    try:
+        maskprune.export(None, {"a": np.ones((3, 3), np.float32)}, folder / "net.orbax")
+    except OSError as error:
+        print("told", when, "No space left" in str(error))
+    disk.fail_below(b"", ctypes.c_long(-1), 0, 0)
+"""
+
+
+def test_an_export_that_fails_says_so_and_the_program_ends(disk, tmp_path):
+    environment = {**os.environ, "LD_PRELOAD": str(disk)}
+    command = [sys.executable, "-c", EXPORTS, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stdout.count("True") == 4, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lasting", [0, 1])
 def test_a_whole_run_goes_on_when_the_disk_is_well_again(disk, tmp_path, lasting):

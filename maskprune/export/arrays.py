@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.checkpoint import quiet
 from maskprune.export.seals import digest_arrays
 from maskprune.files import replace_file
 from maskprune.groups import leaf_path, leaves_by_path
@@ -72,8 +73,12 @@ def save_orbax(path: Path, params: Any, model_state: Any = None, plan: Plan | No
     from orbax import checkpoint
 
     path, flat, text = Path(path).absolute(), _flat(params, model_state), "" if plan is None else plan.to_json()
-    with checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, _nested(flat, path), force=True)
+    # Not the checkpointer that saves in the background: where the disk fails, its threads keep the program from ending.
+    try:
+        with quiet(), checkpoint.Checkpointer(checkpoint.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(path, args=checkpoint.args.StandardSave(_nested(flat, path)), force=True)
+    except Exception as error:  # orbax and tensorstore each have their own
+        raise OSError(f"`{path}` cannot be written: {error}") from error
     if text:
         replace_file(path / "plan.json", text.encode())
     replace_file(path / "sha256", digest_arrays(flat, text).encode())
