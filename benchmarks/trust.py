@@ -54,10 +54,9 @@ def seconds_of(session: Any, found: Any, number: int, steps: int, every: float |
 def saving(size: int, batch: int, steps: int, repeats: int) -> list[Row]:
     found = problem(size, batch, optimizer=OPTIMIZERS["soap"]())
     session = maskprune.make_session(found.step, found.draw, chunk=CHUNK)
-    spent: dict[str, list[float]] = {
-        name: [seconds_of(session, found, 0, CHUNK, every)] for name, every in WAYS.items()
-    }
-    spent = {name: [] for name in spent}  # that was to warm up
+    for every in WAYS.values():  # warms up
+        seconds_of(session, found, 0, CHUNK, every)
+    spent: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(repeats):
         for name, every in WAYS.items():
             spent[name].append(seconds_of(session, found, number + 1, steps, every))
@@ -85,13 +84,13 @@ def look(size: int, batch: int, steps: int, optimizer: str) -> Row:
 
 
 def apart(size: int, batch: int, steps: int, optimizer: str, *, deterministic: bool) -> Row:
-    from runs import DETERMINISTIC
+    from runs import exact_flags
 
-    flags = os.environ.get("XLA_FLAGS", "") + (f" {DETERMINISTIC}" if deterministic else "")
+    flags = exact_flags() if deterministic else os.environ.get("XLA_FLAGS", "")
     words = [str(each) for each in (size, batch, steps)]
     command = [sys.executable, __file__, "--look", *words, "--optimizers", optimizer]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "XLA_FLAGS": flags.strip()}
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "XLA_FLAGS": flags}
     )
     return json.loads(done.stdout.splitlines()[-1])
 

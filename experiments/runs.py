@@ -28,11 +28,16 @@ OWN = ("out", "quiet", "save_every", "resume", "repeat")  # options that decide 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
 
+def exact_flags() -> str:
+    """XLA's flags with those of `--deterministic`."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return flags if DETERMINISTIC in flags else f"{flags} {DETERMINISTIC}".strip()
+
+
 def compute_exactly(deterministic: bool) -> None:
     """Sets XLA's flags for `--deterministic`. They hold if nothing was computed before."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if deterministic and DETERMINISTIC not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+    if deterministic:
+        os.environ["XLA_FLAGS"] = exact_flags()
 
 
 def begun_with(program: str, config: Any) -> Any:
@@ -51,8 +56,10 @@ def begun_with(program: str, config: Any) -> Any:
         (not os.path.isdir(folder / MEMORY), f"{option} is {folder}, which holds no run of this program"),
     ]
     refuse(program, problems)
+    from maskprune.memory import read_answers
+
     with in_a_sentence(program):
-        about = _about(folder)
+        about = read_answers(folder / MEMORY).about
         if about.get("program") != program:
             raise ValueError(f"{option} is {folder}, which holds a run of {about.get('program')}")
         found = restored(type(config), about["given"])
@@ -64,8 +71,8 @@ def finished(folder: Path) -> bool:
     """Whether a run was carried through there and written out."""
     from maskprune import memory
 
-    path = folder / MEMORY / memory.ANSWERS
-    return path.exists() and any(row.get("finished") for row in memory.Ledger.read(path).rows)
+    there = (folder / MEMORY / memory.ANSWERS).exists()
+    return there and memory.has_ended(memory.read_answers(folder / MEMORY))
 
 
 @contextlib.contextmanager
@@ -204,12 +211,6 @@ def _restored(hint: Any, value: Any) -> Any:
     if Path in typing.get_args(hint) and value is not None:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    from maskprune import memory
-
-    return memory.Ledger.read(folder / MEMORY / memory.ANSWERS).about
 
 
 def digest_file(path: Path | None) -> str:

@@ -215,11 +215,10 @@ def replay(config: Replay) -> str:
     Raises:
         ValueError: The run is not finished, its program is not where it was, or the two runs differ: in what.
     """
-    from maskprune import repeat
-    from maskprune.ledger import Ledger
+    from maskprune import memory, repeat
 
     count = repeat.count_answers(config.folder)
-    program = config.program or Path(Ledger.read(config.folder / repeat.MEMORY / repeat.ANSWERS).about["script"])
+    program = config.program or Path(memory.read_answers(config.folder / repeat.MEMORY).about["script"])
     if not program.is_file():
         raise ValueError(f"`{program}`, which made the run, is not there: name the program by --program.")
     with tempfile.TemporaryDirectory() as again:

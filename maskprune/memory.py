@@ -112,7 +112,7 @@ class Memory:
     @property
     def finished(self) -> bool:
         """Whether the run has ended and was written out."""
-        return any(row.get("finished") for row in self._ledger.rows)
+        return has_ended(self._ledger)
 
     def clock(self) -> float:
         """Seconds that the run has taken so far, all its parts together. What it is told again takes none."""
@@ -215,9 +215,9 @@ class Memory:
             before = [place.report.losses] if fresh and place is not None else []
             losses = np.concatenate([*before, losses], axis=-1)
             stop = self._asked_to_stop()
-            if fresh:
+            if fresh and (stop or self._is_due()):
                 here = Place(state, so_far(state, losses)._replace(seconds=time.perf_counter() - began))
-                self._save_reached(asked, here, now=stop)
+                self._save_reached(asked, here)
             if stop:
                 self.flush()
                 raise KeyboardInterrupt
@@ -280,10 +280,12 @@ class Memory:
         self._write(write)
         return row
 
-    def _save_reached(self, asked: str, place: Place, *, now: bool) -> None:
-        due = now or time.perf_counter() - self._saved_at >= self._every
-        if not due or (not now and self._saving is not None and not self._saving.done()):
-            return
+    def _is_due(self) -> bool:
+        """Whether a session should be saved at this look: not while its last save is still being written."""
+        written = self._saving is None or self._saving.done()
+        return written and time.perf_counter() - self._saved_at >= self._every
+
+    def _save_reached(self, asked: str, place: Place) -> None:
         self._saved_at = time.perf_counter()
 
         def write() -> None:
@@ -321,6 +323,16 @@ class Memory:
         if self._asked_to_stop():
             self.flush()
             raise KeyboardInterrupt
+
+
+def read_answers(folder: Path | str) -> Ledger:
+    """The answers that lie in the folder of a memory. Raises ValueError if it is none, OSError if it cannot be read."""
+    return Ledger.read(Path(folder) / ANSWERS)
+
+
+def has_ended(answers: Ledger) -> bool:
+    """Whether the run was carried through and written out."""
+    return bool(answers.find(finished=True))
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maskprune.ledger import Ledger, Row
-from maskprune.memory import ANSWERS
+from maskprune.memory import has_ended, read_answers
 
 
 MEMORY = "memory"
@@ -42,8 +42,8 @@ def count_answers(folder: Path | str) -> int:
 
 
 def _ledger(folder: Path) -> Ledger:
-    found = Ledger.read(folder / MEMORY / ANSWERS)
-    if not found.find(finished=True):
+    found = read_answers(folder / MEMORY)
+    if not has_ended(found):
         raise ValueError(f"The run in `{folder}` is not finished: --resume it first.")
     return found
 
