@@ -19,6 +19,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._jaxprs import BODIES
 from maskprune._strict import Count, strict
 from maskprune.conv import OWN
 from maskprune.groups import Groups
@@ -27,7 +28,6 @@ from maskprune.network import Flags
 from maskprune.plan import make_plan
 from maskprune.reading import Reading, Rules, Scope, read_jaxpr
 from maskprune.rules import RULES
-from maskprune.rules.calls import BODIES
 from maskprune.shrink import shrink
 from maskprune.sizes import Extents, Largest, Part, Sizes, Term, gather, times
 from maskprune.trace import LeafAxis, read_network, trace

@@ -1,8 +1,7 @@
 """Reading a function: its jaxpr, equation by equation, with a rule for each primitive.
 
 `read_jaxpr` gives a `Reading`: what is known of every value inside the function, nested functions included. The same
-reading serves to find the masks (`trace`) and to run the function on shrunk arrays (`shrink`). The only file that
-handles jaxprs and their types.
+reading serves to find the masks (`trace`) and to run the function on shrunk arrays (`shrink`).
 """
 
 from __future__ import annotations
@@ -13,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.core
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._jaxprs import Literal, Tracer, bodies, called, frames, opened, parameters
 from maskprune.labels import Axis, Labels, Value
 from maskprune.rules import RULES
 from maskprune.rules.base import Equation, Rule, unknown
-from maskprune.rules.calls import BODIES
 from maskprune.rules.folding import KINDS, LARGEST, fold
 
 
 Rules = Mapping[str, Rule]
-Tracer = jax.core.Tracer
 CACHED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
 
 
@@ -47,7 +43,7 @@ class Scope:
     inner: dict[tuple[int, int], Scope]
 
     def value(self, atom: Any) -> Value:
-        return _literal(atom.val) if isinstance(atom, jex.Literal) else self.values[atom]
+        return _literal(atom.val) if isinstance(atom, Literal) else self.values[atom]
 
 
 @dataclasses.dataclass
@@ -82,8 +78,7 @@ def read_jaxpr(jaxpr: Any, labels: Labels, inputs: Sequence[Value], *, rules: Ru
 
 def find_rule(rules: Rules, raw: Any) -> Rule | None:
     """The rule of an equation: that of a jitted function by its name (`"jit:name"`) before that of the primitive."""
-    named = rules.get(f"jit:{raw.params.get('name')}") if raw.primitive.name in ("jit", "pjit") else None
-    return named or rules.get(raw.primitive.name)
+    return rules.get(f"jit:{called(raw)}") or rules.get(raw.primitive.name)
 
 
 def source_line(*equations: Any) -> str:
@@ -95,10 +90,9 @@ def source_line(*equations: Any) -> str:
     # A jitted function remembers where it was first called: there the call itself knows better.
     calls = [i for i, equation in enumerate(equations) if equation.primitive.name in CACHED]
     for equation in reversed(equations[: calls[0] + 1] if calls else equations):
-        traceback = equation.source_info.traceback
-        for frame in [] if traceback is None else traceback.frames:
-            if not _installed(frame.file_name):
-                return f"{Path(frame.file_name).name}:{frame.line_num}"
+        for file_name, line in frames(equation):
+            if not _installed(file_name):
+                return f"{Path(file_name).name}:{line}"
     return "no line of yours"
 
 
@@ -115,7 +109,7 @@ class _Reader:
         self.path: tuple[Any, ...] = ()  # the equations whose bodies are being read
 
     def body(self, jaxpr: Any, inputs: Sequence[Value]) -> tuple[Scope, list[Value]]:
-        open_jaxpr, consts = (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())
+        open_jaxpr, consts = opened(jaxpr)
         values = dict(zip(open_jaxpr.invars, inputs, strict=True))
         values |= {var: self.constant(const) for var, const in zip(open_jaxpr.constvars, consts, strict=True)}
         scope = Scope(open_jaxpr, consts, values, {})
@@ -127,7 +121,7 @@ class _Reader:
         inputs = [scope.value(atom) for atom in raw.invars]
         equation = self.describe(scope, position, raw)
         constants = [value.const for value in inputs]
-        if all(const is not None for const in constants) and not BODIES.get(equation.name):
+        if all(const is not None for const in constants) and not bodies(raw):
             folded = fold(equation, raw.outvars[0].aval.dtype, constants)  # type: ignore[arg-type]
             if folded is not None:
                 return [self.constant(folded)]
@@ -137,18 +131,16 @@ class _Reader:
 
     def describe(self, scope: Scope, position: int, raw: Any) -> Equation:
         name = raw.primitive.name
-        bodies = BODIES.get(name)
 
         def read(number: int, values: Sequence[Value]) -> list[Value]:
-            assert bodies is not None, f"`{name}` has no inner function"
             before, self.path = self.path, (*self.path, raw)
-            scope.inner[position, number], outputs = self.body(bodies(raw.params)[number], values)
+            scope.inner[position, number], outputs = self.body(bodies(raw)[number], values)
             self.path = before
             return outputs
 
         path = (*self.path, raw)
         shapes = [tuple(var.aval.shape) for var in raw.outvars]
-        return Equation(name, raw.params, shapes, lambda: source_line(*path), read, raw)
+        return Equation(name, parameters(raw), shapes, lambda: source_line(*path), read, raw)
 
     def constant(self, const: Any) -> Value:
         known = _known(const)

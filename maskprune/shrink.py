@@ -8,20 +8,20 @@ be traced again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._jaxprs import Literal, Tracer, bind, called, parameters
 from maskprune._strict import strict
 from maskprune.conv import OWN, finish
 from maskprune.groups import leaf_path
 from maskprune.labels import Axis, Labels, Value
 from maskprune.plan import Dropped, Plan
-from maskprune.reading import Reading, Rules, Scope, Tracer, find_rule, read_jaxpr, to_jaxpr, touched
+from maskprune.reading import Reading, Rules, Scope, find_rule, read_jaxpr, to_jaxpr, touched
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
 from maskprune.trace import LeafAxis, read_network, split_outputs
@@ -105,13 +105,14 @@ def _dtype(leaf: Any) -> Any:
     return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
 
 
-def _handed_on(name: str, params: Mapping[str, Any], arrays: Sequence[Any], shape: tuple[Any, ...]) -> Any:
+def _handed_on(equation: Any, arrays: Sequence[Any], shape: tuple[Any, ...]) -> Any:
     """What an equation gives that multiplies with a dropped kernel in the way that hands on the other operand.
 
     None if it does anything else.
     """
     if len(arrays) < 2 or not isinstance(arrays[1], _Identity) or np.shape(arrays[0]) != tuple(shape):
         return None
+    name, params = equation.primitive.name, parameters(equation)
     given, kernel = arrays[0], arrays[1].dropped
     if name == "dot_general":
         (left, right), batch = params["dimension_numbers"]
@@ -121,8 +122,8 @@ def _handed_on(name: str, params: Mapping[str, Any], arrays: Sequence[Any], shap
         read = params["dimension_numbers"].rhs_spec[1]
         still = all(n == 1 for n in (*params["window_strides"], *params["lhs_dilation"], params["feature_group_count"]))
         return given if still and read == kernel.reads else None
-    if params.get("name") in OWN:
-        return finish(given, *(arrays[2:] or [None]), relu=OWN[params["name"]].relu)
+    if (own := OWN.get(called(equation) or "")) is not None:
+        return finish(given, *(arrays[2:] or [None]), relu=own.relu)
     return None
 
 
@@ -230,7 +231,7 @@ class Shrunk:
             known[var] = take(const, self.kept(scope.value(var)))
 
         def get(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else known[atom]
+            return atom.val if isinstance(atom, Literal) else known[atom]
 
         for position, raw in enumerate(jaxpr.eqns):
             known.update(zip(raw.outvars, self._equation(scope, position, raw, get), strict=True))
@@ -246,11 +247,11 @@ class Shrunk:
             return [jnp.zeros(s, var.aval.dtype) for s, var in zip(shapes, raw.outvars, strict=True)]
         arrays = [get(atom) for atom in raw.invars]
         if len(shapes) == 1:
-            found = _handed_on(raw.primitive.name, raw.params, arrays, shapes[0])
+            found = _handed_on(raw, arrays, shapes[0])
             if found is not None:
                 return [found]
         if raw.primitive.name == "transpose" and isinstance(arrays[0], _Identity):
-            return [arrays[0].transposed(raw.params["permutation"])]
+            return [arrays[0].transposed(parameters(raw)["permutation"])]
         arrays = [jnp.asarray(a.dropped.values()) if isinstance(a, _Identity) else a for a in arrays]
         site = self._site(scope, position, raw, outputs, shapes)
         rule = find_rule(self.rules, raw)
@@ -260,14 +261,9 @@ class Shrunk:
     def _site(self, scope: Scope, position: int, raw: Any, outputs: list[Kept], shapes: list[Any]) -> Site:
         values = [scope.value(atom) for atom in raw.invars]
 
-        def bind(*arrays: Any, **changed: Any) -> Any:
-            if changed:
-                return raw.primitive.bind(*arrays, **{**raw.params, **changed})
-            return _call(raw, arrays, scope.jaxpr.debug_info)
-
         return Site(
             name=raw.primitive.name,
-            params=raw.params,
+            params=parameters(raw),
             inputs=[self.kept(value) for value in values],
             outputs=outputs,
             full=[value.shape for value in values],
@@ -275,7 +271,7 @@ class Shrunk:
             shapes=shapes,
             constants=[value.const for value in values],
             run=lambda number, *arrays: self._body(scope.inner[position, number], arrays),
-            bind=bind,
+            bind=lambda *arrays, **changed: bind(raw, arrays, changed, scope.jaxpr.debug_info),
             shrink=lambda *args: shrink_flat(*args, rules=self.rules),
         )
 
@@ -318,17 +314,3 @@ def _going(values: Sequence[Value], kept: Sequence[Kept]) -> list[tuple[Axis, np
 
 def _small(shape: tuple[Any, ...], kept: Kept) -> tuple[Any, ...]:
     return tuple(size if k is None else len(k) for size, k in zip(shape, kept, strict=True))
-
-
-def _call(raw: Any, arrays: Sequence[Any], debug_info: Any) -> Any:
-    """Runs one equation as it stands. One with inner functions is run as a jaxpr of its own."""
-    if not any(isinstance(param, (jex.ClosedJaxpr, jex.Jaxpr)) for param in raw.params.values()):
-        return raw.primitive.bind(*arrays, **raw.params)
-    places = [i for i, atom in enumerate(raw.invars) if not isinstance(atom, jex.Literal)]
-    variables, given = {}, []
-    for place in places:
-        if raw.invars[place] not in variables:
-            variables[raw.invars[place]] = None
-            given.append(arrays[place])
-    jaxpr = jex.Jaxpr([], list(variables), raw.outvars, [raw], raw.effects, debug_info)
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))(*given)

@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "maskprune"
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
     1: {
+        "_jaxprs",
         "_strict",
         "alive",
         "groups",
@@ -98,6 +99,7 @@ FLOORS = {
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
 KNOWS_NO_MASKS = {
+    "_jaxprs",
     "_strict",
     "conv",
     "data",
@@ -111,6 +113,7 @@ KNOWS_NO_MASKS = {
     "sums",
 }
 KNOWS_NO_LIBRARY = {
+    "_jaxprs",
     "sums",
     "alive",
     "subsets",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class Equation(NamedTuple):
     """
 
     name: str
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     shapes: list[tuple[Any, ...]]
     where: Callable[[], str]
     read: Callable[..., list[Value]]
@@ -65,7 +65,7 @@ class Site(NamedTuple):
     """
 
     name: str
-    params: dict[str, Any]
+    params: Mapping[str, Any]
     inputs: list[Kept]
     outputs: list[Kept]
     full: list[tuple[Any, ...]]

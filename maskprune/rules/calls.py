@@ -207,21 +207,6 @@ def cond_shrink(site: Site, index: Any, *arrays: Any) -> list[Any]:
     return jax.lax.switch(index, [lambda *each, n=n: site.run(n, *each) for n in numbers], *arrays)
 
 
-# Where an equation keeps its inner functions, in the order in which `read` and `run` number them.
-BODIES: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
-    "jit": lambda params: [params["jaxpr"]],
-    "pjit": lambda params: [params["jaxpr"]],
-    "closed_call": lambda params: [params["call_jaxpr"]],
-    "core_call": lambda params: [params["call_jaxpr"]],
-    "remat2": lambda params: [params["jaxpr"]],
-    "checkpoint": lambda params: [params["jaxpr"]],
-    "custom_jvp_call": lambda params: [params["call_jaxpr"]],
-    "custom_vjp_call": lambda params: [params["call_jaxpr"]],
-    "scan": lambda params: [params["jaxpr"]],
-    "while": lambda params: [params["cond_jaxpr"], params["body_jaxpr"]],
-    "cond": lambda params: list(params["branches"]),
-}
-
 RULES = {
     **as_rules(["jit", "pjit", "closed_call", "core_call"], Rule(inner, inner_shrink)),
     **as_rules(["remat2", "checkpoint"], Rule(inner, remat_shrink)),

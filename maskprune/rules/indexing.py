@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,14 +23,14 @@ class _Take(NamedTuple):
     out: int
 
 
-def _offset_axes(params: dict[str, Any], rank: int) -> dict[int, int]:
+def _offset_axes(params: Mapping[str, Any], rank: int) -> dict[int, int]:
     """Operand axis -> output axis, for the axes of which a window is copied."""
     numbers = params["dimension_numbers"]
     hidden = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     return dict(zip([axis for axis in range(rank) if axis not in hidden], numbers.offset_dims, strict=True))
 
 
-def _as_take(params: dict[str, Any], shape: tuple[Any, ...], indices: np.ndarray | None) -> _Take | None:
+def _as_take(params: Mapping[str, Any], shape: tuple[Any, ...], indices: np.ndarray | None) -> _Take | None:
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     if indices is None or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
         return None
@@ -77,7 +78,7 @@ def gather(labels: Labels, equation: Equation, value: Value, indices: Value) -> 
     return Value(shape, tuple(axes), None, weights)
 
 
-def _filled(axis: Axis, params: dict[str, Any]) -> Axis:
+def _filled(axis: Axis, params: Mapping[str, Any]) -> Axis:
     """An index outside brings in the fill value, in disabled positions too; NaN spoils both networks alike."""
     fill = params.get("fill_value")
     if "FILL" not in str(params["mode"]) or fill is None or fill == 0 or np.isnan(fill):

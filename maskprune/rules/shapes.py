@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def reindexed(labels: Labels, value: Value, shape: tuple[Any, ...], sources: dic
     return Value(shape, tuple(axes), None, value.weights)
 
 
-def _cuts(params: dict[str, Any], shape: tuple[Any, ...]) -> dict[int, np.ndarray]:
+def _cuts(params: Mapping[str, Any], shape: tuple[Any, ...]) -> dict[int, np.ndarray]:
     """Of a slice: for every axis that it cuts, and whose size is a number, the positions it takes."""
     strides = params["strides"] or (1,) * len(shape)
     limits = zip(params["start_indices"], params["limit_indices"], strides, strict=True)

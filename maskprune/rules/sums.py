@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._jaxprs import opened, parameters
 from maskprune.conv import OWN, Way, conv2d
 from maskprune.labels import BROKEN, UNKNOWN, Axis, Labels, Value
 from maskprune.rules.base import Equation, Rule, Site, as_rules
@@ -111,7 +113,7 @@ def window(labels: Labels, equation: Equation, *values: Value) -> list[Value]:
     return found
 
 
-def _single(params: dict[str, Any], position: int) -> bool:
+def _single(params: Mapping[str, Any], position: int) -> bool:
     ones = (params[name][position] == 1 for name in ("window_dimensions", "window_strides", "base_dilation"))
     return all(ones) and params["window_dilation"][position] == 1 and tuple(params["padding"][position]) == (0, 0)
 
@@ -197,7 +199,8 @@ def own_convolution(labels: Labels, equation: Equation, left: Value, right: Valu
 
 
 def own_convolution_shrink(site: Site, *arrays: Any, way: Way | None = None) -> Any:
-    products = (e.params["precision"] for e in site.params["jaxpr"].eqns if e.primitive.name == "dot_general")
+    body, _ = opened(site.params["jaxpr"])
+    products = (parameters(e)["precision"] for e in body.eqns if e.primitive.name == "dot_general")
     own = OWN[site.params["name"]]
     return conv2d(*arrays, relu=own.relu, way=way or own.way, precision=next(products, "highest"))
 
