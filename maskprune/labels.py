@@ -44,20 +44,25 @@ class Value(NamedTuple):
         axes: For every axis an `Axis`, or None where it never shrinks.
         const: The array itself where it depends on no parameter and no input and is small; else None.
         weights: Whether it depends on parameters and constants only.
+        slack: Of a constant: by how much, relatively, it may differ where it is computed in another way.
     """
 
     shape: tuple[Any, ...]
     axes: tuple[Axis | None, ...]
     const: np.ndarray | None = None
     weights: bool = False
+    slack: float = 0.0
 
     def uniform(self) -> float:
         """The one number that all entries are, if they are known and equal; else `UNKNOWN`."""
-        if self.const is None or self.const.size == 0 or self.const.dtype.kind not in "biuf":
+        if self.const is None or self.const.size == 0:
             return UNKNOWN
-        first = float(self.const.flat[0])
-        same = self.const.size == 1 or bool((self.const == self.const.flat[0]).all())
-        return _judged(np.array([first]))[0] if same else UNKNOWN
+        entry = self.const.flat[0]
+        first = float(entry)
+        if first != first:
+            return BROKEN if (self.const != self.const).all() else UNKNOWN
+        alike = self.const.size == 1 or bool((self.const == entry).all())
+        return first if alike and self.const.dtype.type(first) == entry else UNKNOWN
 
 
 class Labels:
@@ -183,8 +188,3 @@ class Labels:
 def _agreed(values: np.ndarray) -> np.ndarray:
     """Row by row the common value, or `UNKNOWN`."""
     return np.where((values == values[:, :1]).all(axis=1), values[:, 0], UNKNOWN)
-
-
-def _judged(values: np.ndarray) -> np.ndarray:
-    """Computed dead values: a NaN that arithmetic made is not finite, rather than unknown."""
-    return np.where(np.isnan(values), BROKEN, values)

@@ -19,7 +19,8 @@ from maskprune._jaxprs import Literal, Tracer, bodies, called, frames, opened, p
 from maskprune.labels import Axis, Labels, Value
 from maskprune.rules import RULES
 from maskprune.rules.base import Equation, Rule, unknown
-from maskprune.rules.folding import KINDS, LARGEST, fold
+from maskprune.rules.evaluation import is_number
+from maskprune.rules.folding import LARGEST, fold
 
 
 Rules = Mapping[str, Rule]
@@ -43,7 +44,7 @@ class Scope:
     inner: dict[tuple[int, int], Scope]
 
     def value(self, atom: Any) -> Value:
-        return _literal(atom.val) if isinstance(atom, Literal) else self.values[atom]
+        return _literal(atom) if isinstance(atom, Literal) else self.values[atom]
 
 
 @dataclasses.dataclass
@@ -122,9 +123,10 @@ class _Reader:
         equation = self.describe(scope, position, raw)
         constants = [value.const for value in inputs]
         if all(const is not None for const in constants) and not bodies(raw):
-            folded = fold(equation, raw.outvars[0].aval.dtype, constants)  # type: ignore[arg-type]
+            slacks = [value.slack for value in inputs]
+            folded = fold(equation, raw.outvars[0].aval.dtype, constants, slacks)  # type: ignore[arg-type]
             if folded is not None:
-                return [self.constant(folded)]
+                return [self.constant(folded.array, folded.slack)]
         rule = find_rule(self.rules, raw)
         found = (unknown if rule is None else rule.label)(self.labels, equation, *inputs)
         return [found] if isinstance(found, Value) else list(found)
@@ -142,21 +144,20 @@ class _Reader:
         shapes = [tuple(var.aval.shape) for var in raw.outvars]
         return Equation(name, parameters(raw), shapes, lambda: source_line(*path), read, raw)
 
-    def constant(self, const: Any) -> Value:
+    def constant(self, const: Any, slack: float = 0.0) -> Value:
         known = _known(const)
         shape = tuple(np.shape(const))
         value = Value(shape, (None,) * len(shape), known, weights=True)
         dead = value.uniform()
         axes = tuple(self.labels.axis(size, dead=dead) for size in shape)
-        return Value(shape, axes, known, weights=True)
+        return Value(shape, axes, known, True, slack)
 
 
-def _literal(number: Any) -> Value:
-    return Value((), (), np.asarray(number), weights=True) if np.ndim(number) == 0 else _whole(number)
-
-
-def _whole(array: Any) -> Value:
-    return Value(np.shape(array), (None,) * np.ndim(array), np.asarray(array), weights=True)
+def _literal(atom: Any) -> Value:
+    number = atom.val
+    if not jnp.issubdtype(atom.aval.dtype, jax.dtypes.extended):
+        number = np.asarray(number, atom.aval.dtype)
+    return Value(np.shape(number), (None,) * np.ndim(number), _known(number), weights=True)
 
 
 def _known(const: Any) -> np.ndarray | None:
@@ -164,9 +165,7 @@ def _known(const: Any) -> np.ndarray | None:
     if isinstance(const, Tracer) or np.size(const) > LARGEST:
         return None
     dtype = const.dtype if hasattr(const, "dtype") else np.asarray(const).dtype
-    if jnp.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in KINDS:
-        return None
-    return np.asarray(const)
+    return np.asarray(const) if is_number(dtype) else None
 
 
 def touched(

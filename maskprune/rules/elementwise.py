@@ -1,141 +1,36 @@
 """Primitives that compute every output entry from the input entries at the same place.
 
-Operands of size 1 along an axis are broadcast, as JAX does. The NumPy functions serve twice: they fold constants, and
-they say what a disabled position holds after the operation.
+Operands of size 1 along an axis are broadcast, as JAX does. What a disabled position holds after the operation is
+computed from what it held before, as XLA computes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from maskprune.labels import BROKEN, UNKNOWN, Axis, Labels, Value
 from maskprune.rules.base import Equation, Rule
+from maskprune.rules.evaluation import evaluate, is_number
 
 
-def _divide(a: Any, b: Any) -> Any:
-    if np.asarray(a).dtype.kind in "iu" and np.asarray(b).dtype.kind in "iu":
-        return np.trunc(a / b).astype(np.asarray(a).dtype)
-    return a / b
-
-
-def _special(name: str) -> Callable[[Any], Any]:
-    def function(x: Any) -> Any:
-        import scipy.special  # late: it takes a noticeable part of a second, and few networks need it
-
-        return getattr(scipy.special, name)(x)
-
-    return function
-
-
-# Each takes arrays; what it lacks of JAX's behaviour (dtypes) is put right by whoever calls it.
-NUMPY: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "acos": np.arccos,
-    "acosh": np.arccosh,
-    "add": np.add,
-    "add_any": np.add,
-    "and": np.bitwise_and,
-    "asin": np.arcsin,
-    "asinh": np.arcsinh,
-    "atan": np.arctan,
-    "atan2": np.arctan2,
-    "atanh": np.arctanh,
-    "cbrt": np.cbrt,
-    "ceil": np.ceil,
-    "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
-    "copy": np.positive,
-    "copy_p": np.positive,
-    "cos": np.cos,
-    "cosh": np.cosh,
-    "digamma": _special("digamma"),
-    "div": _divide,
-    "eq": np.equal,
-    "erf": _special("erf"),
-    "erf_inv": _special("erfinv"),
-    "erfc": _special("erfc"),
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "floor": np.floor,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "is_finite": np.isfinite,
-    "le": np.less_equal,
-    "lgamma": _special("gammaln"),
-    "log": np.log,
-    "log1p": np.log1p,
-    "logistic": lambda x: 1 / (1 + np.exp(-x)),
-    "lt": np.less,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mul": np.multiply,
-    "ne": np.not_equal,
-    "neg": np.negative,
-    "nextafter": np.nextafter,
-    "or": np.bitwise_or,
-    "pow": np.power,
-    "rem": np.fmod,
-    "round": np.round,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "select_n": lambda which, *cases: np.choose(np.asarray(which, int), cases),
-    "sign": np.sign,
-    "sin": np.sin,
-    "sinh": np.sinh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "stop_gradient": lambda x: x,
-    "sub": np.subtract,
-    "tan": np.tan,
-    "tanh": np.tanh,
-    "xor": np.bitwise_xor,
-}
-
-# These take a parameter, or are of no use for constants: their dead values stay unknown unless a line below says more.
-OTHERS = [
-    "bessel_i0e",
-    "bessel_i1e",
-    "bitcast_convert_type",
-    "clz",
-    "complex",
-    "conj",
-    "convert_element_type",
-    "device_put",
-    "igamma",
-    "igammac",
-    "imag",
-    "integer_pow",
-    "mesh_cast",
-    "name",
-    "not",
-    "optimization_barrier",
-    "population_count",
-    "polygamma",
-    "real",
-    "reduce_precision",
-    "regularized_incomplete_beta",
-    "sharding_constraint",
-    "shift_left",
-    "shift_right_arithmetic",
-    "shift_right_logical",
-    "zeta",
-    "random_fold_in",
-    "random_wrap",
-    "random_unwrap",
-]
-
-
-def function_of(equation: Equation) -> Callable[..., Any] | None:
-    """The NumPy function of an elementwise equation, or None."""
-    if equation.name == "integer_pow":
-        return lambda x: np.power(x, float(equation.params["y"]))
-    if equation.name in ("convert_element_type", "device_put", "name", "optimization_barrier", "reduce_precision"):
-        return lambda x: x
-    if equation.name == "not":
-        return lambda x: np.logical_not(x) if np.asarray(x).dtype == bool else np.invert(x)
-    return NUMPY.get(equation.name)
+PASSED_ON = ("copy", "copy_p", "device_put", "mesh_cast", "name", "sharding_constraint", "stop_gradient")
+_COMPUTED = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil
+    clamp clz convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac
+    integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or polygamma population_count
+    pow reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square sub tan tanh xor zeta
+"""
+COMPUTED = frozenset(_COMPUTED.split())
+NOT_COMPUTED = ("complex", "conj", "imag", "real", "random_fold_in", "random_wrap", "random_unwrap")
+COMPARISONS = ("eq", "ge", "gt", "le", "lt", "ne")
+# What these make of a number may jump, so numbers at the edge prove nothing.
+STEPS = ("ceil", "convert_element_type", "floor", "nextafter", "rem", "round", "sign", *COMPARISONS)
+FEW_STEPS = 4  # in the last place: by how much a number may differ from one way of computing it to another
 
 
 def elementwise(labels: Labels, equation: Equation, *values: Value) -> list[Value]:
@@ -175,40 +70,62 @@ def combine(equation: Equation, operands: list[np.ndarray]) -> np.ndarray:
     size = len(operands[0])
     if size > 1 and all(_alike(operand) for operand in operands):
         return np.full(size, combine(equation, [operand[:1] for operand in operands])[0])
+    if equation.name in PASSED_ON:
+        return operands[0]
+    if equation.name == "select_n":
+        return _selected(operands[0], np.array(operands[1:]))
     known = ~np.any([np.isnan(operand) for operand in operands], axis=0)
-    function = function_of(equation)
     found = np.full(len(known), UNKNOWN)
-    if function is not None and known.any():
-        found[known] = _evaluate(function, equation.name, [operand[known] for operand in operands])
+    if known.any():
+        found[known] = _computed(equation, np.array([operand[known] for operand in operands]))
     if equation.name in ("mul", "div"):  # zero times what we do not know
         zero = (operands[0] == 0) | ((operands[1] == 0) & (equation.name == "mul"))
         found[~known & zero & ~np.any([np.isinf(operand) for operand in operands], axis=0)] = 0
     found[np.any([operand == BROKEN for operand in operands], axis=0)] = BROKEN
-    if equation.name == "select_n":
-        cases = np.array(operands[1:])
-        found[~known & (cases == cases[0]).all(axis=0)] = cases[0][~known & (cases == cases[0]).all(axis=0)]
     return found
+
+
+def _selected(which: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    """The case that is chosen. Where that is unknown, what all cases are."""
+    broken, alike = (cases == BROKEN).any(axis=0), (cases == cases[0]).all(axis=0)
+    open_ = np.where(alike, cases[0], np.where(broken, BROKEN, UNKNOWN))
+    known = np.isfinite(which)
+    chosen = cases[np.where(known, which, 0).astype(int), np.arange(len(which))]
+    return np.where(known, chosen, open_)
+
+
+def _computed(equation: Equation, operands: np.ndarray) -> np.ndarray:
+    """What known numbers become, float[operand, n] to float[n], in the dtypes of the equation."""
+    dtypes = [np.dtype(atom.aval.dtype) if is_number(atom.aval.dtype) else None for atom in equation.raw.invars]
+    to = equation.raw.outvars[0].aval.dtype
+    if equation.name not in COMPUTED or None in dtypes or not is_number(to):
+        return np.full(operands.shape[1], UNKNOWN)
+    rows, back = np.unique(operands, axis=1, return_inverse=True)
+    slacks = [_slack(dtype) if equation.name in STEPS else 0.0 for dtype in dtypes]
+    given = [row.astype(dtype) for row, dtype in zip(rows, dtypes, strict=True)]
+    computed = evaluate(equation.raw, given, slacks)
+    if computed is None:
+        return np.full(operands.shape[1], BROKEN if jnp.issubdtype(to, np.floating) else UNKNOWN)
+    numbers = computed.array.astype(np.float64) + 0.0  # no negative zeros
+    numbers = np.where(numbers.astype(to) == computed.array, numbers, np.where(np.isnan(numbers), BROKEN, UNKNOWN))
+    return numbers[back.ravel()]
+
+
+def _slack(dtype: Any) -> float:
+    return FEW_STEPS * float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, np.floating) else 0.0
 
 
 def _alike(values: np.ndarray) -> bool:
     return bool((values == values[0]).all()) or bool(np.isnan(values).all())
 
 
-def _evaluate(function: Callable[..., Any], name: str, operands: list[np.ndarray]) -> np.ndarray:
-    logical = name in ("and", "or", "xor", "not")
-    with np.errstate(all="ignore"):
-        result = function(*(operand.astype(bool) if logical else operand for operand in operands))
-    result = np.asarray(result, float)
-    return np.where(np.isnan(result), BROKEN, result)
+def barrier(labels: Labels, equation: Equation, *values: Value) -> list[Value]:
+    """Every value comes out as it was."""
+    del labels, equation
+    return list(values)
 
 
-def fold(equation: Equation, constants: list[np.ndarray]) -> np.ndarray | None:
-    """The result for constant operands, or None if it is not known how to compute it."""
-    function = function_of(equation)
-    if function is None or len(equation.shapes) != 1:
-        return None
-    with np.errstate(all="ignore"):
-        return np.broadcast_to(np.asarray(function(*constants)), equation.shapes[0])
-
-
-RULES = dict.fromkeys([*NUMPY, *OTHERS], Rule(elementwise))
+RULES = {
+    **dict.fromkeys([*COMPUTED, *PASSED_ON, *NOT_COMPUTED], Rule(elementwise)),
+    "optimization_barrier": Rule(barrier),
+}

@@ -63,7 +63,7 @@ def gather(labels: Labels, equation: Equation, value: Value, indices: Value) -> 
         if (read or axis in numbers.operand_batching_dims) and not (constant and axis == constant.axis):
             labels.pin(value.axes[axis], equation.why(DATA))
     if constant is None:
-        axes = [axis and _filled(axis, params) for axis in axes]
+        axes = [axis and _filled(axis, equation) for axis in axes]
         batch = [position for position in range(len(shape)) if position not in numbers.offset_dims]
         for position, axis in zip(batch, indices.axes[:-1], strict=True):
             axes[position] = axis and Axis(axis.cells, np.full(len(axis.cells), UNKNOWN))
@@ -78,10 +78,14 @@ def gather(labels: Labels, equation: Equation, value: Value, indices: Value) -> 
     return Value(shape, tuple(axes), None, weights)
 
 
-def _filled(axis: Axis, params: Mapping[str, Any]) -> Axis:
-    """An index outside brings in the fill value, in disabled positions too; NaN spoils both networks alike."""
-    fill = params.get("fill_value")
-    if "FILL" not in str(params["mode"]) or fill is None or fill == 0 or np.isnan(fill):
+def _filled(axis: Axis, equation: Equation) -> Axis:
+    """An index outside brings in the fill value, in disabled positions too; NaN spoils both networks alike.
+
+    Without a fill value JAX takes NaN, of integers the lowest or (unsigned) the largest.
+    """
+    fill, dtype = equation.params["fill_value"], equation.raw.outvars[0].aval.dtype
+    spoils = jnp.issubdtype(dtype, jnp.inexact) if fill is None else fill == 0 or np.isnan(fill)
+    if "FILL" not in str(equation.params["mode"]) or spoils:
         return axis
     return Axis(axis.cells, np.full(len(axis.cells), UNKNOWN), axis.leaves)
 

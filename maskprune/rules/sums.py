@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +21,7 @@ from maskprune.rules.elementwise import elementwise
 NEUTRAL = {
     "reduce_sum": 0.0,
     "reduce_max": -np.inf,
-    "reduce_min": np.inf,
+    "reduce_min": np.nan,  # a dead value of infinity may as well be no number, which counts
     "reduce_prod": 1.0,
     "reduce_and": 1.0,
     "reduce_or": 0.0,
@@ -29,7 +30,7 @@ NEUTRAL = {
     "argmin": np.nan,
     "cumsum": 0.0,
     "cummax": -np.inf,
-    "cummin": np.inf,
+    "cummin": np.nan,
     "cumprod": 1.0,
     "cumlogsumexp": -np.inf,
 }
@@ -51,9 +52,12 @@ def _still(axis: Axis | None, keeps: tuple[float, ...]) -> Axis | None:
 
 def reduce(labels: Labels, equation: Equation, value: Value) -> Value:
     neutral, gone = NEUTRAL[equation.name], equation.params["axes"]
+    dtype = equation.raw.outvars[0].aval.dtype
+    if equation.name == "reduce_and" and dtype != np.bool_:  # bit by bit
+        neutral = float(np.invert(np.zeros((), dtype)))
     for position in gone:
         labels.summed(value.axes[position], neutral, _why(equation, equation.name))
-    keeps = {"reduce_sum": (0.0,), "reduce_prod": (0.0, 1.0)}.get(equation.name)
+    keeps = {"reduce_sum": (0.0,), "reduce_xor": (0.0,), "reduce_prod": (0.0, 1.0)}.get(equation.name)
     axes = [axis for position, axis in enumerate(value.axes) if position not in gone]
     if equation.name in ("argmax", "argmin"):
         axes = [_still(axis, ()) for axis in axes]
@@ -191,11 +195,18 @@ def own_convolution(labels: Labels, equation: Equation, left: Value, right: Valu
     found = convolution(labels, equation._replace(params=params), left, right)
     for each in bias:
         spread = Value((1, 1, 1, *each.shape), (None, None, None, *each.axes), None, each.weights)
-        (found,) = elementwise(labels, equation._replace(name="add"), found, spread)
+        (found,) = elementwise(labels, _plain(equation, jax.lax.add), found, spread)
     if OWN[equation.params["name"]].relu:
         zero = Value((), (), np.zeros(()), True)
-        (found,) = elementwise(labels, equation._replace(name="max"), found, zero)
+        (found,) = elementwise(labels, _plain(equation, jax.lax.max), found, zero)
     return found
+
+
+def _plain(equation: Equation, function: Callable[..., Any]) -> Equation:
+    """An equation of two scalars of the same type, in the place of a part of this one."""
+    scalar = jax.ShapeDtypeStruct((), equation.raw.outvars[0].aval.dtype)
+    raw = jax.make_jaxpr(function)(scalar, scalar).eqns[0]
+    return equation._replace(name=raw.primitive.name, params=parameters(raw), raw=raw)
 
 
 def own_convolution_shrink(site: Site, *arrays: Any, way: Way | None = None) -> Any:
