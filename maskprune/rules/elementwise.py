@@ -96,9 +96,9 @@ def _selected(which: np.ndarray, cases: np.ndarray) -> np.ndarray:
 
 def _computed(equation: Equation, operands: np.ndarray) -> np.ndarray:
     """What known numbers become, float[operand, n] to float[n], in the dtypes of the equation."""
-    dtypes = [np.dtype(atom.aval.dtype) if is_number(atom.aval.dtype) else None for atom in equation.raw.invars]
+    dtypes = [atom.aval.dtype for atom in equation.raw.invars]
     to = equation.raw.outvars[0].aval.dtype
-    if equation.name not in COMPUTED or None in dtypes or not is_number(to):
+    if equation.name not in COMPUTED or not all(is_number(dtype) for dtype in (*dtypes, to)):
         return np.full(operands.shape[1], UNKNOWN)
     rows, back = np.unique(operands, axis=1, return_inverse=True)
     slacks = [_slack(dtype) if equation.name in STEPS else 0.0 for dtype in dtypes]
