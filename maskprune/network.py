@@ -175,6 +175,8 @@ def list_masks(chosen: Mapping[str, jax.Array]) -> dict[str, list[int]]:
 def strongly_typed(leaf: Any) -> jax.Array:
     """The leaf as an array whose type is its own: a weak one would compile a training step again after an update."""
     leaf = on_device(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # a typed key
+        return leaf
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
