@@ -86,7 +86,10 @@ def make_levenberg_step(
         fallen = value - loss(flat.unflatten(flat.vector + found))
         better, trust = _judged(trust, fallen / _promised(model, found))
         updates = flat.unflatten(jnp.where(better, found, 0.0))
-        measured, arguments = Measured(loss, value, flat.unflatten(model.gradient)), {"progress": progress, "trust": trust}
+        measured, arguments = (
+            Measured(loss, value, flat.unflatten(model.gradient)),
+            {"progress": progress, "trust": trust},
+        )
         return take_updates(optimizer, state, updates, measured, state.model_state, rate=rate, arguments=arguments)
 
     return step

@@ -220,12 +220,13 @@ def on_the_host():
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-
-
 REFUSED = {
     "inside a chain": (optax.chain(optax.clip(1.0), contrib.sam(optax.sgd(0.1), NORMALIZED)), r"\*\*extra_args"),
     "two sets": (optax.lookahead(optax.sgd(0.1), 2, 0.5), "any pytree"),
-    "example by example": (contrib.differentially_private_aggregate(1.0, 0.1, key=jax.random.key(0)), "batch dimension"),
+    "example by example": (
+        contrib.differentially_private_aggregate(1.0, 0.1, key=jax.random.key(0)),
+        "batch dimension",
+    ),
     "half a leaf": (optax.stateless(lambda updates, params: jax.tree.map(lambda u: u[:1], updates)), "of the shapes"),
     "on the host": (on_the_host(), "numbers on the host"),
     "more than there is": (
