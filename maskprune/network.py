@@ -19,6 +19,7 @@ import numpy as np
 
 from maskprune._strict import check_leaves, strict
 from maskprune.groups import Group, Groups, Role, Slice, check_groups, leaf_path, leaves_by_path
+from maskprune.wide import wide
 
 
 Params = Any  # a pytree of arrays
@@ -135,6 +136,11 @@ def effective_params(network: Network) -> Params:
     """
     off = entries(network.groups, network.params, _negated(network.enabled), roles=("out", "in"))
     return jax.tree.map(lambda leaf, gone: jnp.where(gone, jnp.zeros((), leaf.dtype), leaf), network.params, off)
+
+
+def wide_params(network: Network) -> Params:
+    """The effective parameters, half precision as float32: what scores and repairs are computed on."""
+    return wide(effective_params(network))
 
 
 @strict

@@ -29,6 +29,7 @@ FLOORS = {
         "archives",
         "headroom",
         "sums",
+        "wide",
         "statistics",
         "checkpoint",
     },
@@ -111,6 +112,7 @@ KNOWS_NO_MASKS = {
     "headroom",
     "statistics",
     "sums",
+    "wide",
 }
 KNOWS_NO_LIBRARY = {
     "sums",

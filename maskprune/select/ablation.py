@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from maskprune._strict import strict
-from maskprune.network import Flags, Network, effective_params
+from maskprune.network import Flags, Network, wide_params
 from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
+from maskprune.wide import wide, widely
 
 
 @strict
@@ -32,10 +33,11 @@ def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        before = loss(effective_params(network), batch)
+        of = widely(loss, network.params)
+        before = wide(of(wide_params(network), batch))
 
         def change(chosen: Flags) -> jax.Array:
-            return loss(effective_params(remove(network, chosen, batch)), batch) - before
+            return wide(of(wide_params(remove(network, chosen, batch)), batch)) - before
 
         size = sum(group.size for group in network.groups)
         each_alone = by_group(network.groups, jnp.eye(size, dtype=bool))  # {group: bool[masks, C]}
