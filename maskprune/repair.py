@@ -21,7 +21,7 @@ from maskprune._strict import strict
 from maskprune.alter import Chosen, disable
 from maskprune.curvature import Curvature, shift
 from maskprune.groups import Group, Slice, leaf_path, leaves_by_path
-from maskprune.network import Network, Params, wide_params, trainable, trained_leaves
+from maskprune.network import Network, Params, trainable, trained_leaves, wide_params
 from maskprune.readers import (
     Activations,
     Reader,

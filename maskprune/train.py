@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from maskprune._strict import check_leaves, strict
-from maskprune.hold import hold, held
+from maskprune.hold import held, hold
 from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
-from maskprune.objective import informed, offers
+from maskprune.objective import offers
 
 
 @jax.tree_util.register_dataclass

@@ -1,7 +1,7 @@
 """Half-precision numbers as float32, wherever something is measured on them.
 
-Squares of float16 leave its range at 256 and below 0.0002, and sums of bfloat16 keep two digits: what is trained in such
-numbers is scored and repaired in float32. Knows arrays only.
+Squares of float16 leave its range at 256 and below 0.0002, and sums of bfloat16 keep two digits, so what is trained in
+such numbers is scored and repaired in float32. Knows arrays only.
 """
 
 from __future__ import annotations

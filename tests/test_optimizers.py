@@ -43,23 +43,18 @@ NORMALIZED = optax.chain(contrib.normalize(), optax.sgd(0.05))
 
 READ_PARAMETERS = {
     "lamb": optax.lamb(1e-2, weight_decay=0.1),
-    "lars": optax.lars(1e-1, weight_decay=0.1),
     "adaptive clipping": optax.chain(optax.adaptive_grad_clip(0.01), optax.sgd(0.1)),
     "adafactor": optax.adafactor(min_dim_size_to_factor=2, weight_decay_rate=0.01),
     "block rms": optax.chain(optax.scale_by_param_block_rms(), optax.sgd(0.1)),
-    "fromage": optax.fromage(1e-2),
     "schedule-free": contrib.schedule_free_adamw(1e-2, weight_decay=0.1),
     "prodigy": contrib.prodigy(1.0, weight_decay=0.1),
-    "distance over gradients": contrib.dog(1.0, weight_decay=0.1),
     "muon": contrib.muon(1e-2, weight_decay=0.1),
-    "mechanic": contrib.mechanize(optax.adamw(1.0, weight_decay=0.1)),
     "on two batches": accumulate(optax.lamb(1e-2), TWO),
     "on the average": optax.chain(optax.sgd(0.1), land_on_average(0.0)),
 }
 WANT_THE_LOSS = {
     "plateau": optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau(patience=1)),
     "polyak": optax.polyak_sgd(),
-    "momo": contrib.momo_adam(1e-2),
     "lbfgs": optax.lbfgs(),
     "decayed lbfgs": optax.chain(
         optax.scale_by_lbfgs(), optax.add_decayed_weights(0.1), optax.scale(-1.0), optax.scale_by_zoom_linesearch(8)
@@ -71,7 +66,6 @@ WANT_THE_LOSS = {
     "every second step": optax.MultiSteps(optax.polyak_sgd(), 2).gradient_transformation(),
     "where finite": optax.apply_if_finite(optax.polyak_sgd(), 2),
     "lbfgs on two batches": accumulate(optax.lbfgs(), TWO),
-    "sam on two batches": accumulate(contrib.sam(optax.sgd(0.1), NORMALIZED), TWO),
 }
 EVERY = READ_PARAMETERS | WANT_THE_LOSS
 
@@ -248,17 +242,6 @@ def test_what_cannot_work_says_so(name):
     optimizer, words = REFUSED[name]
     with pytest.raises((TypeError, ValueError), match=f"(?s)^`optimizer` cannot take this step: .*{words}"):
         jax.jit(make_train_step(loss, optimizer))(init_state(network_of(fixed=()), optimizer), BATCH)
-
-
-def test_a_line_search_for_some_leaves():
-    parts, labels = {"x": optax.lbfgs(), "y": optax.sgd(0.1)}, {"bias": "x", "first": "x", "second": "y"}
-    optimizer = optax.partition(parts, labels, mask_compatible_extra_args=True)
-    state, step = init_state(network_of(), optimizer), jax.jit(make_train_step(loss, optimizer))
-    losses = []
-    for _ in range(5):
-        state, info = step(state, BATCH)
-        losses.append(float(info.loss))
-    assert losses[-1] < losses[0]
 
 
 def test_typed_keys_in_the_memory_of_an_optimizer():

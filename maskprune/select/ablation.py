@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,14 +34,17 @@ def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        of = widely(loss, network.params)
-        before = wide(of(wide_params(network), batch))
-
-        def change(chosen: Flags) -> jax.Array:
-            return wide(of(wide_params(remove(network, chosen, batch)), batch)) - before
-
+        none = {group.name: jnp.zeros(group.size, bool) for group in network.groups}
+        every = widely(partial(_loss_without, loss, batch), network)
+        before = every(wide(network), none, without)
+        change = lambda chosen: every(wide(network), chosen, remove) - before
         size = sum(group.size for group in network.groups)
         each_alone = by_group(network.groups, jnp.eye(size, dtype=bool))  # {group: bool[masks, C]}
         return by_group(network.groups, jax.lax.map(change, each_alone))
 
     return jax.jit(score)
+
+
+def _loss_without(loss: Loss, batch: Any, network: Network, chosen: Flags, remove: Remove) -> jax.Array:
+    after = wide_params(remove(network, chosen, batch))
+    return wide(widely(loss, network.params)(after, batch))
