@@ -46,8 +46,8 @@ def held(optimizer: optax.GradientTransformation, trained_leaves: Any) -> optax.
     """Wraps any optimizer so that held entries stay bit-identical.
 
     `optax.masked` keeps whole leaves that never train out of the optimizer, so they cost no optimizer state. It passes
-    their raw gradients through as updates; the closing transform makes them zero. Extra arguments that are trees like the
-    parameters lose the same leaves.
+    their raw gradients through as updates; the closing transform makes them zero. Extra arguments that are trees
+    like the parameters lose the same leaves.
 
     Args:
         optimizer: Any optax optimizer.

@@ -7,7 +7,7 @@ wants; a small network becomes an ordinary module with narrower layers. Knows Fl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ def _regroup(small: Any, before: Mapping[Any, Any], function: Callable[[Any], An
     grouped = any(getattr(layer, "feature_group_count", 1) > 1 for layer in before.values())
     counts = convolution_groups(function, params) if grouped else {}
     for path, layer in nnx.iter_modules(small):
-        whole, why = before[path], ""
+        layer, whole, why = cast(Any, layer), before[path], ""
         if getattr(whole, "feature_group_count", 1) > 1 and layer.kernel.shape != whole.kernel.shape:
             layer.feature_group_count = counts.get("/".join([*map(str, path), "kernel"]), 0)
             why = _lacks_groups(layer)

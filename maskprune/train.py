@@ -77,8 +77,18 @@ def make_train_step(
     Args:
         loss: `loss(params, batch) -> float32[]`; `params` are the effective parameters. With `stateful`,
             `loss(params, batch, model_state, key) -> (float32[], model_state)`.
-        optimizer: Any optax optimizer. Freezing is added here, never by the caller.
+        optimizer: Any optax optimizer. Freezing is added here, never by the caller. It sees effective parameters, so
+            what disabled masks store is no concern of it, and is offered `value`, `grad`, `value_fn`, `grad_fn`,
+            `obj_fn`, `progress`, `rate` and `trainable` as extra arguments: the loss of this very batch and key, also
+            as a function of parameters, of which held entries stay where they are.
         stateful: Whether `loss` has the second form.
+
+    Raises:
+        TypeError, ValueError: When a step is called or compiled: `optimizer` wants something else (the gradient of
+            every example, parameters in a form of its own, numbers on the host); the error says what.
+
+    Example:
+        step = make_train_step(loss, optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()))
     """
 
     def full_loss(params: Any, batch: Any, model_state: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
