@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune._strict import Count, check_leaves, strict
-from maskprune.network import Network, Params, effective_params, trainable, trained_leaves
+from maskprune.network import Network, Params, effective_params, trainable, trained_leaves, wide_params
 from maskprune.sums import product_of_rows, sum_of_parts
+from maskprune.wide import wide, widely
 
 
 Residuals = Callable[[Params, Any], jax.Array]  # residuals(params, batch) -> float[R]; the loss is their mean square
@@ -66,7 +67,7 @@ def flatten(network: Network) -> Flat:
             filled[position] = piece.reshape(leaves[position].shape).astype(leaves[position].dtype)
         return structure.unflatten(filled)
 
-    return Flat(_ravel(params, params), flags_of(network, trainable(network)), unflatten)
+    return Flat(_ravel(wide(params), params), flags_of(network, trainable(network)), unflatten)
 
 
 def flags_of(network: Network, marks: Any) -> jax.Array:
@@ -103,7 +104,8 @@ def jacobian(residuals: Residuals, network: Network, batch: Any, *, chunk: Count
     Returns:
         float[R, D], zero in the columns of entries that may not move. Such entries cost next to nothing.
     """
-    return _rows(lambda params: residuals(params, batch), network, chunk).T
+    of = widely(residuals, network.params)
+    return _rows(lambda params: wide(of(params, batch)), network, chunk).T
 
 
 @strict
@@ -126,10 +128,11 @@ def gauss_newton(
             `sum_of_parts`.
     """
     check_leaves("batch", jax.tree.leaves(batch))
+    of = widely(residuals, network.params)
 
     def sums(part: Any) -> tuple[jax.Array, jax.Array]:
-        rows = _rows(lambda params: residuals(params, part), network, chunk)
-        found = residuals(effective_params(network), part)
+        rows = _rows(lambda params: wide(of(params, part)), network, chunk)
+        found = wide(of(wide_params(network), part))
         return product_of_rows(rows.T, rows.T), product_of_rows(rows.T, found[:, None])[:, 0]
 
     count = jax.eval_shape(residuals, network.params, batch).size
@@ -152,7 +155,7 @@ def hessian(loss: Callable[[Params, Any], jax.Array], network: Network, batch: A
     """
 
     def gradient(params: Params) -> jax.Array:
-        return _ravel(jax.grad(loss, allow_int=True)(params, batch), params)
+        return _ravel(jax.grad(widely(loss, network.params), allow_int=True)(params, batch), params)
 
     rows = jnp.where(flags_of(network, trainable(network))[None], _rows(gradient, network, chunk), 0.0)
     return (rows + rows.T) / 2
@@ -174,7 +177,7 @@ def _rows(function: Callable[[Params], jax.Array], network: Network, chunk: int)
     One leaf moves at a time: what its entries cannot reach is then computed once, and not for each of them. For the
     standard network that was three times as fast as to move the whole vector.
     """
-    leaves, structure = jax.tree.flatten(effective_params(network))
+    leaves, structure = jax.tree.flatten(wide_params(network))
     marks, ever = jax.tree.leaves(trainable(network)), jax.tree.leaves(trained_leaves(network))
     rows = []
     for position, leaf in enumerate(leaves):

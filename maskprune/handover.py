@@ -47,6 +47,13 @@ def compact_state(state: TrainState) -> TrainState:
     The optimizer's arrays are recognised by their place: one that stands where a parameter stands in a tree like the
     parameters, and has its shape, is cut like it (Adam's moments, momentum). Numbers and counters stay.
 
+    The next step is then the one that the masked network would have taken, to rounding, if the optimizer looks at
+    entries one by one, or at sums, norms and maxima of leaves, which zeros do not change (`lamb`, `lars`, clipping,
+    `polyak_sgd`, `prodigy`, line searches). Until they are cut, though, disabled masks are entries that count. So it is
+    another step with means and root mean squares (`adafactor`, `scale_by_param_block_rms`, `clip_by_block_rms`,
+    `centralize`), with factors that follow the shape of a leaf (`contrib.muon`, `contrib.galore`), and with noise drawn
+    for every entry (`add_noise`, `noisy_sgd`, `contrib.sophia`).
+
     Raises:
         ValueError: The optimizer keeps arrays that follow no parameter (such as SOAP's or Shampoo's matrices): start
             afresh with `init_state(compact_network(network), optimizer)`.

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from maskprune._strict import BelowOne, Few, NotNegative, Positive, Share, strict
+from maskprune.objective import informed
 
 
 def hold_untrainable() -> optax.GradientTransformationExtraArgs:
@@ -30,23 +31,29 @@ def hold_untrainable() -> optax.GradientTransformationExtraArgs:
         del params, extra_args
         if trainable is None:
             raise ValueError("`hold_untrainable` needs `update(..., trainable=flags)`; `make_train_step` passes it.")
-        # Negative zero: added to a weight it keeps every bit of it, where -0.0 + 0.0 would be 0.0.
-        return jax.tree.map(lambda u, moves: jnp.where(moves, u, jnp.asarray(-0.0, u.dtype)), updates, trainable), state
+        return hold(updates, trainable), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def hold(updates: Any, moves: Any) -> Any:
+    """The updates where entries may move, and elsewhere nothing."""
+    # Negative zero: added to a weight it keeps every bit of it, where -0.0 + 0.0 would be 0.0.
+    return jax.tree.map(lambda u, m: jnp.where(m, u, jnp.asarray(-0.0, u.dtype)), updates, moves)
 
 
 def held(optimizer: optax.GradientTransformation, trained_leaves: Any) -> optax.GradientTransformationExtraArgs:
     """Wraps any optimizer so that held entries stay bit-identical.
 
     `optax.masked` keeps whole leaves that never train out of the optimizer, so they cost no optimizer state. It passes
-    their raw gradients through as updates; the closing transform makes them zero.
+    their raw gradients through as updates; the closing transform makes them zero. Extra arguments that are trees
+    like the parameters lose the same leaves.
 
     Args:
         optimizer: Any optax optimizer.
         trained_leaves: Pytree like the parameters of Python booleans, False for leaves that never train.
     """
-    whole = optax.masked(optax.with_extra_args_support(optimizer), trained_leaves)
+    whole = optax.masked(informed(optimizer), trained_leaves, mask_compatible_extra_args=True)
     return optax.chain(hold_untrainable(), whole, hold_untrainable())
 
 

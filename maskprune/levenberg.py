@@ -19,7 +19,7 @@ import optax
 
 from maskprune._strict import NotNegative, strict
 from maskprune.curvature import Quadratic, Residuals, flatten, gauss_newton
-from maskprune.train import Step, StepInfo, TrainState, take_updates
+from maskprune.train import Measured, Step, StepInfo, TrainState, take_updates
 
 
 LEAST, MOST = 1e-6, 1e3  # damping stays between: below float32 cannot tell, beyond nothing moves
@@ -79,20 +79,18 @@ def make_levenberg_step(
     ) -> tuple[TrainState, StepInfo]:
         del key
         trust, flat = _trust_of(state), flatten(state.network)
-        value = jnp.mean(jnp.square(residuals(flat.unflatten(flat.vector), batch)))
+        loss = lambda params: jnp.mean(jnp.square(residuals(params, batch)))
+        value = loss(flat.unflatten(flat.vector))
         model = gauss_newton(residuals, state.network, batch, examples=examples)
         found = _minimum(model, trust.damping)
-        fallen = value - jnp.mean(jnp.square(residuals(flat.unflatten(flat.vector + found), batch)))
+        fallen = value - loss(flat.unflatten(flat.vector + found))
         better, trust = _judged(trust, fallen / _promised(model, found))
         updates = flat.unflatten(jnp.where(better, found, 0.0))
-        return take_updates(
-            optimizer,
-            state,
-            updates,
-            found=(value, state.model_state),
-            rate=rate,
-            arguments={"progress": progress, "trust": trust},
+        measured, arguments = (
+            Measured(loss, value, flat.unflatten(model.gradient)),
+            {"progress": progress, "trust": trust},
         )
+        return take_updates(optimizer, state, updates, measured, state.model_state, rate=rate, arguments=arguments)
 
     return step
 

@@ -14,6 +14,7 @@ import flax.core
 import jax
 from flax import linen
 
+from maskprune.grouped import convolution_groups
 from maskprune.groups import leaves_by_path
 from maskprune.rebuilt import RebuildError as RebuildError
 from maskprune.rebuilt import check_rebuilt
@@ -130,6 +131,23 @@ def widths(small_params: Any) -> dict[str, int | tuple[int, ...]]:
     return found
 
 
+def group_counts(small_apply: Apply, small_params: Any, *inputs: Any, model_state: Any = None) -> dict[str, int]:
+    """What to put into `feature_group_count` of a smaller module: the widths alone do not tell it.
+
+    Args:
+        small_apply: The small function, from `compact` or `shrink`.
+        small_params: Its parameters.
+        *inputs: Sample inputs.
+        model_state: The small state, where there is one.
+
+    Returns:
+        `{layer path: groups}` for every convolution with more than one group.
+    """
+    states = () if model_state is None else (model_state,)
+    counts = convolution_groups(lambda params: small_apply(params, *states, *inputs), small_params)
+    return {path.rpartition("/")[0]: count for path, count in counts.items() if count > 1}
+
+
 def check_module(
     small_module: linen.Module,
     small_apply: Apply,
@@ -157,7 +175,10 @@ def check_module(
     states = () if model_state is None else (model_state,)
     variables = {"params": small_params, **(model_state or {})}
     keywords = dict(settings)
-    _check_shapes(small_module, variables, lambda key: small_module.init(key, *inputs, method=method, **keywords))
+    groups = group_counts(small_apply, small_params, *inputs, model_state=model_state)
+    hint = f" Its `feature_group_count` must be {groups}, and 1 elsewhere." if groups else ""
+    init = lambda key: small_module.init(key, *inputs, method=method, **keywords)
+    _check_shapes(small_module, variables, init, hint)
     apply, params, _ = from_module(small_module, variables, settings=settings, method=method)
     check_rebuilt(
         f"The {type(small_module).__name__}",
@@ -175,11 +196,11 @@ def _split(variables: Mapping[str, Any]) -> tuple[Any, Any]:
     return params, plain or None
 
 
-def _check_shapes(module: linen.Module, given: Mapping[str, Any], init: Callable[[jax.Array], Any]) -> None:
+def _check_shapes(module: linen.Module, given: Mapping[str, Any], init: Callable[[jax.Array], Any], hint: str) -> None:
     try:
         wanted = jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # a module's own code may raise anything
-        raise RebuildError(f"The {type(module).__name__} cannot be built on these inputs: {error}") from error
+        raise RebuildError(f"The {type(module).__name__} cannot be built on these inputs: {error}{hint}") from error
     wanted = leaves_by_path(flax.core.unfreeze(linen.meta.unbox(wanted)))
     found = leaves_by_path(given)
     wrong = [
@@ -190,7 +211,7 @@ def _check_shapes(module: linen.Module, given: Mapping[str, Any], init: Callable
     if wrong:
         raise RebuildError(
             f"The {type(module).__name__} does not fit the small weights: {'; '.join(wrong)}. Set its fields to what "
-            "`widths(small_params)` says; where one field rules several layers, give it one for each."
+            f"`widths(small_params)` says; where one field rules several layers, give it one for each.{hint}"
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from maskprune._strict import check_leaves, strict
 from maskprune.groups import Group, Groups, Role, Slice, check_groups, leaf_path, leaves_by_path
+from maskprune.wide import wide
 
 
 Params = Any  # a pytree of arrays
@@ -137,6 +138,11 @@ def effective_params(network: Network) -> Params:
     return jax.tree.map(lambda leaf, gone: jnp.where(gone, jnp.zeros((), leaf.dtype), leaf), network.params, off)
 
 
+def wide_params(network: Network) -> Params:
+    """The effective parameters, half precision as float32: what scores and repairs are computed on."""
+    return wide(effective_params(network))
+
+
 @strict
 def trainable(network: Network) -> Any:
     """Which entries an optimizer may change: those of no disabled mask, and not a frozen mask's own.
@@ -175,6 +181,8 @@ def list_masks(chosen: Mapping[str, jax.Array]) -> dict[str, list[int]]:
 def strongly_typed(leaf: Any) -> jax.Array:
     """The leaf as an array whose type is its own: a weak one would compile a training step again after an update."""
     leaf = on_device(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # a typed key
+        return leaf
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 

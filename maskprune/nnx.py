@@ -6,15 +6,16 @@ wants; a small network becomes an ordinary module with narrower layers. Knows Fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskprune.grouped import convolution_groups
+from maskprune.rebuilt import REMEDY, check_rebuilt
 from maskprune.rebuilt import RebuildError as RebuildError
-from maskprune.rebuilt import check_rebuilt
 
 
 Apply = Callable[..., Any]
@@ -103,12 +104,12 @@ def to_module(
     graph, _, _, rest = nnx.split(_copy(module), nnx.Param, STATE, ...)
     small = nnx.merge(graph, small_params, model_state or {}, rest, copy=True)
     before = {path: layer for path, layer in nnx.iter_modules(module)}
-    suspects = []
+    states, suspects = () if model_state is None else (model_state,), []
+    _regroup(small, before, lambda params: small_apply(params, *states, *inputs), small_params)
     for path, layer in nnx.iter_modules(small):
         changed = _fit(layer, before[path])
         if changed and isinstance(layer, COUNTING):
             suspects.append(f"`{'/'.join(map(str, path))}`, a {type(layer).__name__} ({changed})")
-    states = () if model_state is None else (model_state,)
     rebuilt, params, state = from_module(small)
     own = () if state is None else (state,)
     check_rebuilt(
@@ -158,12 +159,43 @@ def _fit_linear(layer: Any, before: Any) -> None:
     layer.in_features, layer.out_features = layer.kernel.shape[-2:]
 
 
+def _regroup(small: Any, before: Mapping[Any, Any], function: Callable[[Any], Any], params: Any) -> None:
+    """Gives grouped layers the number of groups with which the small function runs them.
+
+    Raises:
+        RebuildError: No layer of that kind has such groups.
+    """
+    grouped = any(getattr(layer, "feature_group_count", 1) > 1 for layer in before.values())
+    counts = convolution_groups(function, params) if grouped else {}
+    for path, layer in nnx.iter_modules(small):
+        layer, whole, why = cast(Any, layer), before[path], ""
+        if getattr(whole, "feature_group_count", 1) > 1 and layer.kernel.shape != whole.kernel.shape:
+            layer.feature_group_count = counts.get("/".join([*map(str, path), "kernel"]), 0)
+            why = _lacks_groups(layer)
+        elif isinstance(layer, nnx.GroupNorm) and (_norm_width(layer) or 0) % layer.group_size:
+            why = (
+                f"has lost channels inside its {whole.num_groups} groups of {whole.group_size}, which count towards "
+                f"its means ({_norm_width(layer)} of {_norm_width(whole)} are left)"
+            )
+        if why:
+            raise RebuildError(f"`{'/'.join(map(str, path))}`, a {type(layer).__name__}, {why}. {REMEDY}")
+
+
+def _lacks_groups(layer: Any) -> str:
+    """Why no convolution has the groups of this one, or "". One that reads nothing may have any."""
+    inner, outer = layer.kernel.shape[-2:]
+    if not outer:
+        return f"gives no channels any more, with a kernel {layer.kernel.shape}: nothing tells its number of groups"
+    layer.feature_group_count = layer.feature_group_count if inner else 1
+    if not layer.feature_group_count or outer % layer.feature_group_count:
+        found = f"{layer.feature_group_count or 'unequal'} groups for {outer} output channels"
+        return f"has a kernel {layer.kernel.shape}, which the small function runs in {found}"
+    return ""
+
+
 def _fit_conv(layer: Any, before: Any) -> None:
     inner, layer.out_features = layer.kernel.shape[-2:]
-    groups = before.feature_group_count
-    if groups > 1 and inner == before.kernel.shape[-2]:  # the groups that are left are whole
-        groups = groups * layer.out_features // before.out_features
-    layer.feature_group_count, layer.in_features = groups, inner * groups
+    layer.in_features = inner * layer.feature_group_count
     layer.kernel_shape = layer.kernel.shape[-len(before.kernel_shape) :]
 
 

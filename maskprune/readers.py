@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune.groups import Group, Slice, leaves_by_path
-from maskprune.network import Network, Params, effective_params
+from maskprune.network import Network, Params, wide_params
 from maskprune.sums import centred, product_of_rows
+from maskprune.wide import wide, widely
 
 
 # activations(params, batch) -> {group: float[N, H, W, C] or float[N, C]}, as the readers find them
@@ -59,12 +60,12 @@ def read_values(activations: Activations, network: Network, batch: Any) -> dict[
     Raises:
         ValueError: A group is missing or its last axis is not that of its masks.
     """
-    found, values = activations(effective_params(network), batch), {}
+    found, values = widely(activations, network.params)(wide_params(network), batch), {}
     for group in network.groups:
         if group.name not in found or found[group.name].shape[-1] != group.size:
             shapes = {name: each.shape for name, each in found.items()}
             raise ValueError(f"`activations` gave {shapes}, but group `{group.name}` needs [..., {group.size}].")
-        values[group.name] = jnp.where(network.enabled[group.name], found[group.name], 0)
+        values[group.name] = jnp.where(network.enabled[group.name], wide(found[group.name]), 0)
     return values
 
 

@@ -21,7 +21,7 @@ from maskprune._strict import strict
 from maskprune.alter import Chosen, disable
 from maskprune.curvature import Curvature, shift
 from maskprune.groups import Group, Slice, leaf_path, leaves_by_path
-from maskprune.network import Network, Params, effective_params, trainable, trained_leaves
+from maskprune.network import Network, Params, trainable, trained_leaves, wide_params
 from maskprune.readers import (
     Activations,
     Reader,
@@ -66,7 +66,7 @@ def bias(activations: Activations, *, border: int = 0) -> Remove:
         del stays
         if not reader.bias:
             raise ValueError(f"`{reader.kernel}` has no bias beside it that could take up what removed masks added.")
-        params = effective_params(network)
+        params = wide_params(network)
         lost = jnp.where(gone[:, None], weights(reader, params), 0.0)
         return _more(params, reader.bias, _product(jnp.mean(arrived, axis=0), lost))
 
@@ -92,7 +92,7 @@ def least_squares(activations: Activations, *, ridge: float = 1e-4, border: int 
         raise ValueError(f"`ridge` is {ridge}: use a positive number.")
 
     def adjust(network: Network, reader: Reader, arrived: jax.Array, gone: jax.Array, stays: jax.Array) -> Changes:
-        params, free = effective_params(network), trained_leaves(network)
+        params, free = wide_params(network), trained_leaves(network)
         constant = bool(reader.bias) and leaves_by_path(free)[reader.bias]
         mean, gram = covariance(arrived, constant=constant)
         lost = jnp.where(gone[:, None], weights(reader, params), 0.0)
@@ -130,7 +130,7 @@ def merge(*, least: float = 0.0) -> Remove:
         raise ValueError(f"`least` is {least}: use 0 or more, below 1.")
 
     def adjust(network: Network, group: Group, gone: jax.Array) -> Changes:
-        params, changes = effective_params(network), {}
+        params, changes = wide_params(network), {}
         shares = _shares(mask_vectors(group, params), gone, network.enabled[group.name] & ~gone, least)
         for piece in group.with_role("in"):
             changes[piece.leaf] = _hand_over(group, piece, leaves_by_path(params)[piece.leaf], shares)
@@ -170,13 +170,14 @@ def second_order(curvature: Curvature, *, damping: float = 1.0) -> Remove:
 
 def _moved(network: Network, last: Network, changes: Changes, some: jax.Array) -> Network:
     """The network with these leaves where they may still move in `last`, if there are `some` masks to repair for."""
-    marks = leaves_by_path(trainable(last))
+    marks, stored = leaves_by_path(trainable(last)), leaves_by_path(network.params)
+    changes = {place: leaf.astype(stored[place].dtype) for place, leaf in changes.items()}  # may be too much for it
     fine = [jnp.all(jnp.isfinite(leaf) | ~marks[place]) for place, leaf in changes.items()]
     some = some & jnp.all(jnp.array(fine, bool))
 
     def put(path: Any, leaf: jax.Array) -> jax.Array:
         place = leaf_path(path)
-        return jnp.where(marks[place] & some, changes[place].astype(leaf.dtype), leaf) if place in changes else leaf
+        return jnp.where(marks[place] & some, changes[place], leaf) if place in changes else leaf
 
     return dataclasses.replace(network, params=jax.tree_util.tree_map_with_path(put, network.params))
 

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 
 from maskprune._strict import check_leaves, strict
-from maskprune.hold import held
+from maskprune.hold import held, hold
 from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
+from maskprune.objective import offers
 
 
 @jax.tree_util.register_dataclass
@@ -76,71 +77,99 @@ def make_train_step(
     Args:
         loss: `loss(params, batch) -> float32[]`; `params` are the effective parameters. With `stateful`,
             `loss(params, batch, model_state, key) -> (float32[], model_state)`.
-        optimizer: Any optax optimizer. Freezing is added here, never by the caller.
+        optimizer: Any optax optimizer. Freezing is added here, never by the caller. It sees effective parameters, so
+            what disabled masks store is no concern of it, and is offered `value`, `grad`, `value_fn`, `grad_fn`,
+            `obj_fn`, `progress`, `rate` and `trainable` as extra arguments: the loss of this very batch and key, also
+            as a function of parameters, of which held entries stay where they are.
         stateful: Whether `loss` has the second form.
+
+    Raises:
+        TypeError, ValueError: When a step is called or compiled: `optimizer` wants something else (the gradient of
+            every example, parameters in a form of its own, numbers on the host); the error says what.
+
+    Example:
+        step = make_train_step(loss, optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()))
     """
 
-    def full_loss(network: Network, batch: Any, model_state: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        params = effective_params(network)
+    def full_loss(params: Any, batch: Any, model_state: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
         return loss(params, batch, model_state, key) if stateful else (loss(params, batch), model_state)
 
     def step(
         state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0, rate: Any = 1.0
     ) -> Any:
-        (value, model_state), grads = _gradients(full_loss, state, batch, key)
-        found, arguments = (value, model_state), {"progress": progress}
-        return take_updates(optimizer, state, grads, found=found, rate=rate, arguments=arguments)
+        of = lambda params: full_loss(params, batch, state.model_state, key)
+        found, grads = _gradients(of, state.network)
+        measured = Measured(lambda params: of(params)[0], found[0], grads)
+        return take_updates(optimizer, state, grads, measured, found[1], rate=rate, arguments={"progress": progress})
 
     return step
+
+
+class Measured(NamedTuple):
+    """A loss, and what it and its gradient are before a step.
+
+    Attributes:
+        loss: `loss(params) -> float[]`, of effective parameters.
+        value: float[].
+        grads: A pytree like the parameters.
+    """
+
+    loss: Callable[[Any], jax.Array]
+    value: jax.Array
+    grads: Any
 
 
 def take_updates(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     updates: Any,
+    measured: Measured,
+    model_state: Any,
     *,
-    found: tuple[jax.Array, Any],
     rate: Any,
     arguments: dict[str, Any],
 ) -> tuple[TrainState, StepInfo]:
     """What every kind of step ends with: the optimizer's updates, applied where entries may move.
 
+    The optimizer sees effective parameters, so what disabled masks store is no concern of it.
+
     Args:
         optimizer: Made `state`.
         state: Before the step.
         updates: What the optimizer is given, such as gradients.
-        found: The loss before the step, and the model state after it.
+        measured: The loss before the step.
+        model_state: After the step.
         rate: Multiplies what the optimizer returns; it is told as well.
         arguments: Further extra arguments of its `update`.
     """
     network, moves = state.network, trainable(state.network)
+    params = effective_params(network)
+    told = offers(measured.loss, measured.value, hold(measured.grads, moves), params, moves)
     updates, opt_state = held(optimizer, trained_leaves(network)).update(
-        updates, state.opt_state, network.params, trainable=moves, rate=rate, **arguments
+        updates, state.opt_state, params, trainable=moves, rate=rate, **told, **arguments
     )
     updates = jax.tree.map(lambda update: update * jnp.asarray(rate, update.dtype), updates)
     # Adding zero is not quite nothing (-0.0, subnormals): held entries are selected, not added to.
-    params = jax.tree.map(jnp.where, moves, optax.apply_updates(network.params, updates), network.params)
-    network = dataclasses.replace(network, params=params)
-    (value, model_state), step = found, state.step + 1
-    after = TrainState(network=network, opt_state=opt_state, model_state=model_state, step=step)
-    moved = jax.tree.map(lambda moves, leaf: jnp.where(moves, leaf, 0), moves, params)  # held ones may store NaN
-    return after, StepInfo(loss=value, finite=jnp.isfinite(value) & _all_finite(moved))
+    moved = jax.tree.map(jnp.where, moves, optax.apply_updates(params, updates), network.params)
+    network = dataclasses.replace(network, params=moved)
+    after = TrainState(network=network, opt_state=opt_state, model_state=model_state, step=state.step + 1)
+    seen = jax.tree.map(lambda moves, leaf: jnp.where(moves, leaf, 0), moves, moved)  # held ones may store NaN
+    return after, StepInfo(loss=measured.value, finite=jnp.isfinite(measured.value) & _all_finite(seen))
 
 
 @partial(jax.jit, static_argnums=0)
 def _fresh(optimizer: optax.GradientTransformation, network: Network) -> Any:
-    return held(optimizer, trained_leaves(network)).init(network.params)
+    return jax.tree.map(strongly_typed, held(optimizer, trained_leaves(network)).init(effective_params(network)))
 
 
-def _gradients(full_loss: Callable[..., Any], state: TrainState, batch: Any, key: jax.Array | None) -> Any:
+def _gradients(loss: Callable[[Any], tuple[jax.Array, Any]], network: Network) -> Any:
     """Value and gradients with respect to the leaves that train; zeros for the others, which may be integers."""
-    leaves, structure = jax.tree.flatten(state.network.params)
-    trains = jax.tree.leaves(trained_leaves(state.network))
+    leaves, structure = jax.tree.flatten(effective_params(network))
+    trains = jax.tree.leaves(trained_leaves(network))
 
     def of_trained(moving: list[jax.Array]) -> Any:
         moved = iter(moving)
-        params = structure.unflatten([next(moved) if t else leaf for leaf, t in zip(leaves, trains, strict=True)])
-        return full_loss(dataclasses.replace(state.network, params=params), batch, state.model_state, key)
+        return loss(structure.unflatten([next(moved) if t else leaf for leaf, t in zip(leaves, trains, strict=True)]))
 
     moving = [leaf for leaf, t in zip(leaves, trains, strict=True) if t]
     value, grads = jax.value_and_grad(of_trained, has_aux=True)(moving)

@@ -43,6 +43,7 @@ OPTIMIZERS = {
     "momentum": optax.sgd(1e-2, momentum=0.9),
     "rmsprop": optax.rmsprop(1e-3),
     "adamw": optax.adamw(1e-2, weight_decay=0.1),
+    "lamb": optax.lamb(1e-2, weight_decay=0.1),
     "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2)),
 }
 

@@ -30,6 +30,7 @@ FLOORS = {
         "archives",
         "headroom",
         "sums",
+        "wide",
         "statistics",
         "checkpoint",
     },
@@ -39,6 +40,7 @@ FLOORS = {
         "plan",
         "shrink",
         "compact",
+        "objective",
         "hold",
         "average",
         "accumulate",
@@ -46,6 +48,7 @@ FLOORS = {
         "sizes",
         "cost",
         "export",
+        "grouped",
         "rebuilt",
         "nnx",
         "linen",
@@ -111,6 +114,7 @@ KNOWS_NO_MASKS = {
     "headroom",
     "statistics",
     "sums",
+    "wide",
 }
 KNOWS_NO_LIBRARY = {
     "_jaxprs",

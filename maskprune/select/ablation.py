@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from maskprune._strict import strict
-from maskprune.network import Flags, Network, effective_params
+from maskprune.network import Flags, Network, wide_params
 from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
+from maskprune.wide import wide, widely
 
 
 @strict
@@ -32,13 +34,17 @@ def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        before = loss(effective_params(network), batch)
-
-        def change(chosen: Flags) -> jax.Array:
-            return loss(effective_params(remove(network, chosen, batch)), batch) - before
-
+        none = {group.name: jnp.zeros(group.size, bool) for group in network.groups}
+        every = widely(partial(_loss_without, loss, batch), network)
+        before = every(wide(network), none, without)
+        change = lambda chosen: every(wide(network), chosen, remove) - before
         size = sum(group.size for group in network.groups)
         each_alone = by_group(network.groups, jnp.eye(size, dtype=bool))  # {group: bool[masks, C]}
         return by_group(network.groups, jax.lax.map(change, each_alone))
 
     return jax.jit(score)
+
+
+def _loss_without(loss: Loss, batch: Any, network: Network, chosen: Flags, remove: Remove) -> jax.Array:
+    after = wide_params(remove(network, chosen, batch))
+    return wide(widely(loss, network.params)(after, batch))

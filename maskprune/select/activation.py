@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from maskprune._strict import strict
 from maskprune.groups import Groups
-from maskprune.network import Network, Params, effective_params
+from maskprune.network import Network, Params, wide_params
 from maskprune.select.base import Scores, Selector
 from maskprune.sums import centred
+from maskprune.wide import wide, widely
 
 
 Activations = Callable[[Params, Any], Mapping[str, jax.Array]]
@@ -38,7 +39,7 @@ def activation(activations: Activations, statistic: Statistic = "mean") -> Selec
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        found = activations(effective_params(network), batch)
+        found = widely(activations, network.params)(wide_params(network), batch)
         return {name: functions[statistic](values) for name, values in columns(found, network.groups).items()}
 
     return score
@@ -52,4 +53,4 @@ def columns(found: Mapping[str, jax.Array], groups: Groups) -> Scores:
     """
     if absent := [group.name for group in groups if group.name not in found]:
         raise ValueError(f"`activations` gave {', '.join(found)}, but the network has the groups {absent} too.")
-    return {group.name: found[group.name].reshape(-1, group.size) for group in groups}
+    return {group.name: wide(found[group.name]).reshape(-1, group.size) for group in groups}

@@ -14,6 +14,7 @@ from maskprune._strict import strict
 from maskprune.alter import disable
 from maskprune.groups import Group, Groups, Role, Slice, leaves_by_path
 from maskprune.network import Flags, Network, Params, effective_params
+from maskprune.wide import wide
 
 
 Scores = dict[str, jax.Array]  # {group: float[C]}
@@ -53,7 +54,7 @@ def mask_sums(
     total = jnp.zeros(group.size)
     for piece in group.slices:
         if piece.role in roles:
-            rows = jnp.moveaxis(of(leaves[piece.leaf]), piece.axis, 0).reshape(len(piece.labels), -1)
+            rows = jnp.moveaxis(of(wide(leaves[piece.leaf])), piece.axis, 0).reshape(len(piece.labels), -1)
             total = total + _by_mask(piece, group.size, jnp.sum(rows, axis=1))
     return total
 
@@ -77,7 +78,9 @@ def mask_vectors(group: Group, params: Params) -> jax.Array:
         KeyError: `params` lacks a leaf of the group.
     """
     leaves = _own_leaves(group, params, "params")
-    return jnp.concatenate([_rows(piece, group.size, leaves[piece.leaf]) for piece in group.with_role("out")], axis=1)
+    return jnp.concatenate(
+        [_rows(piece, group.size, wide(leaves[piece.leaf])) for piece in group.with_role("out")], axis=1
+    )
 
 
 @strict
@@ -125,7 +128,7 @@ def standardize(selector: Selector) -> Selector:
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         scores = selector(key, network, batch)
-        return {name: _standardized(values, network.enabled[name]) for name, values in scores.items()}
+        return {name: _standardized(wide(values), network.enabled[name]) for name, values in scores.items()}
 
     return score
 

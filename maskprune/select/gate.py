@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from maskprune._strict import strict
 from maskprune.groups import leaf_path
-from maskprune.network import Network, Params, along_axis, effective_params
+from maskprune.network import Network, Params, along_axis, wide_params
 from maskprune.select.base import Loss, Scores, Selector, by_group
+from maskprune.wide import widely
 
 
 Gates = dict[str, jax.Array]  # {group: float[C]}
@@ -51,7 +52,8 @@ def taylor(loss: Loss, order: int = 1, *, absolute: bool = True) -> Selector:
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        slope = jax.grad(lambda gates: loss(gated(network, gates), batch))
+        of = widely(loss, network.params)
+        slope = jax.grad(lambda gates: of(gated(network, gates), batch))
         change = jax.tree.map(jnp.negative, slope(open_gates(network)))
         if order == 2:
             change = jax.tree.map(lambda first, second: first + second / 2, change, _curvatures(slope, network))
@@ -82,7 +84,8 @@ def fisher(loss: Loss) -> Selector:
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
         _check_examples(batch)
-        slope = jax.grad(lambda gates, example: loss(gated(network, gates), jax.tree.map(lambda x: x[None], example)))
+        of = widely(loss, network.params)
+        slope = jax.grad(lambda gates, example: of(gated(network, gates), jax.tree.map(lambda x: x[None], example)))
         slopes = jax.vmap(slope, in_axes=(None, 0))(open_gates(network), batch)
         return {name: jnp.mean(jnp.square(values), axis=0) / 2 for name, values in slopes.items()}
 
@@ -90,7 +93,7 @@ def fisher(loss: Loss) -> Selector:
 
 
 def gated(network: Network, gates: Gates) -> Params:
-    """The effective parameters with every mask's own numbers multiplied by its gate."""
+    """The effective parameters, made `wide`, with every mask's own numbers multiplied by its gate."""
 
     def scale(path: Any, leaf: jax.Array) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -100,7 +103,7 @@ def gated(network: Network, gates: Gates) -> Params:
                 leaf = leaf * along_axis(piece, gates[group.name], leaf.ndim, rest=1.0).astype(leaf.dtype)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(scale, effective_params(network))
+    return jax.tree_util.tree_map_with_path(scale, wide_params(network))
 
 
 def open_gates(network: Network) -> Gates:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 
 from maskprune._strict import strict
-from maskprune.network import Network, effective_params
+from maskprune.network import Network, wide_params
 from maskprune.select.activation import Activations, columns
 from maskprune.select.base import Scores, Selector, by_group
+from maskprune.wide import wide, widely
 
 
 @strict
@@ -47,8 +48,8 @@ def information(activations: Activations, targets: Callable[[Any], jax.Array], *
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        outputs = columns(activations(effective_params(network), batch), network.groups)
-        wanted = jnp.ravel(targets(batch))
+        outputs = columns(widely(activations, network.params)(wide_params(network), batch), network.groups)
+        wanted = wide(jnp.ravel(targets(batch)))
         _check_positions(outputs, wanted.size)
         every = jnp.concatenate([*outputs.values(), wanted[:, None]], axis=1)
         labels = jax.vmap(partial(binned, bins=bins))(every.T)

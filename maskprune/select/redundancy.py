@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maskprune._strict import strict
-from maskprune.network import Network, Params, effective_params
+from maskprune.network import Network, Params, wide_params
 from maskprune.readers import Activations, Reader, columns, covariance, read_values, readers_of, ridge_of, weights
 from maskprune.select.base import Scores, Selector
 
@@ -45,7 +45,7 @@ def redundancy(activations: Activations, *, ridge: float = 1e-4, border: int = 0
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        params, values, scores = effective_params(network), read_values(activations, network, batch), {}
+        params, values, scores = wide_params(network), read_values(activations, network, batch), {}
         for group in network.groups:
             left, total = jnp.zeros(group.size), jnp.zeros(())
             for reader in readers_of(network, group):
