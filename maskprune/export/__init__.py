@@ -6,9 +6,10 @@ The ending of the file says what it becomes: a program with its weights (`.stabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -16,14 +17,15 @@ import numpy as np
 from maskprune._strict import NotNegative, check_leaves, strict
 from maskprune.export.arrays import Arrays as Arrays
 from maskprune.export.arrays import load_orbax, load_safetensors, save_orbax, save_safetensors
-from maskprune.export.programs import Uncovered, load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo
-from maskprune.export.symbolic import find_free, less_free
+from maskprune.export.check import coarsest, compare
+from maskprune.export.errors import ExportError as ExportError
+from maskprune.export.errors import Uncovered, first_line
+from maskprune.export.programs import load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo, traced
+from maskprune.export.stored import to_write
+from maskprune.export.symbolic import Free, find_free, less_free
+from maskprune.files import drafted
 from maskprune.models.saved import load
 from maskprune.plan import Plan
-
-
-class ExportError(RuntimeError):
-    """What was written does not compute what the function does, or cannot be written."""
 
 
 class Exported(NamedTuple):
@@ -42,7 +44,8 @@ class Exported(NamedTuple):
     difference: float | None = None
 
 
-PROGRAMS: dict[str, tuple[Callable[..., Path], Callable[[Path], Callable[..., Any]]]] = {
+T = TypeVar("T")
+PROGRAMS: dict[str, tuple[Callable[..., str], Callable[[Path], Callable[..., Any]]]] = {
     ".stablehlo": (save_stablehlo, load_stablehlo),
     ".onnx": (save_onnx, load_onnx),
 }
@@ -96,33 +99,21 @@ def export(
         ImportError: The format needs a package that is not installed.
         ExportError: Part of the function has no counterpart in the format, or what was written computes other numbers.
     """
-    path, reason = Path(path), ""
+    path, params = Path(path), to_write(params)
     check_leaves("params", jax.tree.leaves(params))
     check_leaves("model_state", jax.tree.leaves(model_state))
-    if path.suffix in ARRAYS:
-        _with_extras(path, lambda: ARRAYS[path.suffix][0](path, params, model_state, plan))
-        return Exported(path)
-    if path.suffix not in PROGRAMS:
+    if path.suffix not in ENDINGS:
         raise ValueError(f"`{path}` ends in none of {', '.join(ENDINGS)}, so it does not say what to write.")
+    if path.suffix in ARRAYS:
+        return _write(path, partial(_write_arrays, path, params, model_state, plan))
     if apply is None:
         raise TypeError(f"`apply` is None: give the function to write as `{path.name}`.")
     if not inputs:
         raise ValueError(f"Give `inputs`, sample inputs or their shapes, to write `{path.name}`.")
+    check_leaves("inputs", [leaf for leaf in jax.tree.leaves(inputs) if not isinstance(leaf, jax.ShapeDtypeStruct)])
     stateful = apply if model_state is None else lambda params, *inputs: apply(params, model_state, *inputs)
-    program = portable(stateful, params)
-    free = find_free(program, inputs, shapes)
-    # What has no counterpart may have one where fewer sizes are symbols: strided slices, for one.
-    for fewer in [free] if shapes is not None else [free, *less_free(program, inputs, free)]:
-        try:
-            _with_extras(path, lambda fewer=fewer: PROGRAMS[path.suffix][0](path, program, fewer.structs))
-        except Uncovered as error:
-            reason = f"{error} has no counterpart in ONNX here"
-        else:
-            free = fewer if fewer is free else fewer._replace(note=f"{fewer.note}: {reason}")
-            break
-    else:
-        raise ExportError(f"`{path.name}` cannot be written: {reason}.")
-    return Exported(path, free.shapes, free.note, _check(path, stateful, params, inputs, tolerance=tolerance))
+    job = _Job(path, stateful, params, inputs, shapes, tolerance)
+    return _write(path, partial(_write_program, job))
 
 
 @strict
@@ -162,20 +153,69 @@ def load_arrays(path: str | Path, like: Arrays | None = None) -> Arrays:
     return _with_extras(path, lambda: ARRAYS[path.suffix][1](path, like))
 
 
-def _check(
-    path: Path, apply: Callable[..., Any], params: Any, inputs: Sequence[Any], *, tolerance: float
-) -> float | None:
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
-        return None
-    expected = jax.tree.leaves(jax.jit(apply)(params, *inputs))
-    found = jax.tree.leaves(load_program(path)(*inputs))
-    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(expected, found, strict=True)]
-    worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)
-    scale = max([1.0, *(float(np.max(np.abs(a), initial=0.0)) for a, _ in pairs)])
-    if not worst <= tolerance * scale:
-        path.unlink()
-        raise ExportError(f"`{path.name}` computed other numbers than the function, by {worst:.3g}; it was removed.")
-    return worst
+class _Job(NamedTuple):
+    path: Path
+    apply: Callable[..., Any]
+    params: Any
+    inputs: Sequence[Any]
+    shapes: Sequence[str] | None
+    tolerance: float
+
+
+def _write_program(job: _Job, draft: Path) -> Exported:
+    save, load = PROGRAMS[job.path.suffix]
+    program = portable(job.apply, job.params)
+    free = find_free(program, job.inputs, job.shapes)
+    free, note = _save(job.path.name, partial(save, draft, program), _candidates(program, job, free))
+    jaxpr, _, calls = traced(job.apply, job.params, job.inputs)
+    left = f"left out, since no program calls Python: {', '.join(calls)}" if calls else ""
+    note = "; ".join(filter(None, (free.note, note, left)))
+    back = _attempt(job.path.name, lambda: load(draft))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(job.inputs)):
+        return Exported(job.path, free.shapes, note)
+    arguments, unit = (job.params, *job.inputs), coarsest(jaxpr)
+    worst = compare(job.path.name, back, job.apply, arguments, tolerance=job.tolerance, unit=unit)
+    return Exported(job.path, free.shapes, note, worst)
+
+
+def _candidates(program: Callable[..., Any], job: _Job, free: Free) -> Iterator[Free]:
+    """What has no counterpart may have one where fewer sizes are symbols: strided slices, for one."""
+    yield free
+    yield from () if job.shapes is not None else less_free(program, job.inputs, free)
+
+
+def _save(name: str, save: Callable[[Any], str], candidates: Iterable[Free]) -> tuple[Free, str]:
+    reason = ""
+    for number, free in enumerate(candidates):
+        try:
+            note = _attempt(name, lambda free=free: save(free.structs))
+        except Uncovered as error:
+            reason = f"{error} has no counterpart in ONNX here"
+        else:
+            return free if number == 0 else free._replace(note=f"{free.note}: {reason}"), note
+    raise ExportError(f"`{name}` cannot be written: {reason}.")
+
+
+def _attempt(name: str, work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except (OSError, ImportError, Uncovered):
+        raise
+    except Exception as error:  # each format has its own
+        raise ExportError(f"`{name}` cannot be written and read back: {first_line(error)}") from error
+
+
+def _write_arrays(path: Path, params: Any, model_state: Any, plan: Plan | None, draft: Path) -> Exported:
+    save, load = ARRAYS[path.suffix]
+    save(draft, params, model_state, plan)
+    _attempt(path.name, lambda: load(draft))  # which compares the digest
+    return Exported(path)
+
+
+def _write(path: Path, work: Callable[[Path], Exported]) -> Exported:
+    """Writes under another name, and moves the file into place when it was read back."""
+    with drafted(path) as draft:
+        return _with_extras(path, lambda: work(draft))
 
 
 def _with_extras(path: Path, work: Callable[[], Any]) -> Any:

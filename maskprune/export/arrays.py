@@ -5,6 +5,7 @@ Both hold the parameters and the model state as nested dictionaries with text as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from maskprune.plan import Plan
 
 
 FORMAT = "maskprune arrays 1"
+EMPTY = "empty.json"  # in a checkpoint: types and shapes of arrays without entries
+NOTHING = {"nothing": np.zeros(1, np.int8)}  # what a checkpoint holds that would hold no array
 
 
 class Arrays(NamedTuple):
@@ -73,14 +76,17 @@ def save_orbax(path: Path, params: Any, model_state: Any = None, plan: Plan | No
     from orbax import checkpoint
 
     path, flat, text = Path(path).absolute(), _flat(params, model_state), "" if plan is None else plan.to_json()
+    full = {name: array for name, array in flat.items() if array.size}
     # Not the checkpointer that saves in the background: where the disk fails, its threads keep the program from ending.
     try:
         with quiet(), checkpoint.Checkpointer(checkpoint.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(path, args=checkpoint.args.StandardSave(_nested(flat, path)), force=True)
+            checkpointer.save(path, args=checkpoint.args.StandardSave(_nested(full or NOTHING, path)), force=True)
     except Exception as error:  # orbax and tensorstore each have their own
         raise OSError(f"`{path}` cannot be written: {error}") from error
     if text:
         replace_file(path / "plan.json", text.encode())
+    if empty := {name: [str(array.dtype), array.shape] for name, array in flat.items() if not array.size}:
+        replace_file(path / EMPTY, json.dumps(empty).encode())
     replace_file(path / "sha256", digest_arrays(flat, text).encode())
     return path
 
@@ -96,12 +102,23 @@ def load_orbax(path: Path, like: Arrays | None = None) -> Arrays:
         text, digest = (_text(path / name) for name in ("plan.json", "sha256"))
         with checkpoint.StandardCheckpointer() as checkpointer:
             found = checkpointer.restore(path, _structs(checkpointer.metadata(path).item_metadata.tree))
+        found = _nested({**_leaves(found), **_empty(path)}, path)
         flat = _flat(**{name: found.get(name) for name in ("params", "model_state")})
     except Exception as error:  # its many readers each have their own
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"`{path}` is no orbax checkpoint, or it is damaged: {line}") from error
     _check_digest(path, digest, flat, text)
     return _arranged(found, like, path)._replace(plan=Plan.from_json(text) if text else None)
+
+
+def _leaves(found: Any) -> dict[str, Any]:
+    return {name: leaf for name, leaf in leaves_by_path(found).items() if name not in NOTHING}
+
+
+def _empty(path: Path) -> dict[str, np.ndarray]:
+    """The arrays without entries, which orbax itself cannot hold."""
+    empty = json.loads(_text(path / EMPTY) or "{}")
+    return {name: np.zeros(shape, jnp.dtype(kind)) for name, (kind, shape) in empty.items()}
 
 
 def _text(path: Path) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from onnx import helper
 
+from maskprune.export.errors import Uncovered
 from maskprune.export.onnx_windows import convolution, padded, pooling, transpose
-from maskprune.export.programs import Uncovered
 
 
 Rule = Callable[..., Any]
