@@ -56,6 +56,9 @@ def drafted(path: Path | str) -> Iterator[Path]:
     draft, old = (path.with_name(DRAFT.format(secrets.token_hex(8))) for _ in range(2))
     try:
         yield draft
+        for folder in [draft, *draft.rglob("*")] if draft.is_dir() else []:
+            if folder.is_dir():
+                sync_folder(folder)
         if path.is_dir() and draft.is_dir():
             os.replace(path, old)
         os.replace(draft, path)

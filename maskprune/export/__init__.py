@@ -6,10 +6,10 @@ The ending of the file says what it becomes: a program with its weights (`.stabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +44,6 @@ class Exported(NamedTuple):
     difference: float | None = None
 
 
-T = TypeVar("T")
 PROGRAMS: dict[str, tuple[Callable[..., str], Callable[[Path], Callable[..., Any]]]] = {
     ".stablehlo": (save_stablehlo, load_stablehlo),
     ".onnx": (save_onnx, load_onnx),
@@ -99,13 +98,14 @@ def export(
         ImportError: The format needs a package that is not installed.
         ExportError: Part of the function has no counterpart in the format, or what was written computes other numbers.
     """
-    path, params = Path(path), to_write(params)
+    path = Path(path)
+    params, stored = to_write(params)
     check_leaves("params", jax.tree.leaves(params))
     check_leaves("model_state", jax.tree.leaves(model_state))
     if path.suffix not in ENDINGS:
         raise ValueError(f"`{path}` ends in none of {', '.join(ENDINGS)}, so it does not say what to write.")
     if path.suffix in ARRAYS:
-        return _write(path, partial(_write_arrays, path, params, model_state, plan))
+        return _noted(_write(path, partial(_write_arrays, path, params, model_state, plan)), stored)
     if apply is None:
         raise TypeError(f"`apply` is None: give the function to write as `{path.name}`.")
     if not inputs:
@@ -113,7 +113,11 @@ def export(
     check_leaves("inputs", [leaf for leaf in jax.tree.leaves(inputs) if not isinstance(leaf, jax.ShapeDtypeStruct)])
     stateful = apply if model_state is None else lambda params, *inputs: apply(params, model_state, *inputs)
     job = _Job(path, stateful, params, inputs, shapes, tolerance)
-    return _write(path, partial(_write_program, job))
+    return _noted(_write(path, partial(_write_program, job)), stored)
+
+
+def _noted(found: Exported, *notes: str) -> Exported:
+    return found._replace(note="; ".join(filter(None, (found.note, *notes))))
 
 
 @strict
@@ -163,53 +167,55 @@ class _Job(NamedTuple):
 
 
 def _write_program(job: _Job, draft: Path) -> Exported:
-    save, load = PROGRAMS[job.path.suffix]
     program = portable(job.apply, job.params)
-    free = find_free(program, job.inputs, job.shapes)
-    free, note = _save(job.path.name, partial(save, draft, program), _candidates(program, job, free))
+    free, note, back = _first_written(job, draft, program)
     jaxpr, _, calls = traced(job.apply, job.params, job.inputs)
     left = f"left out, since no program calls Python: {', '.join(calls)}" if calls else ""
-    note = "; ".join(filter(None, (free.note, note, left)))
-    back = _attempt(job.path.name, lambda: load(draft))
+    found = _noted(Exported(job.path, free.shapes, free.note), note, left)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(job.inputs)):
-        return Exported(job.path, free.shapes, note)
+        return found
     arguments, unit = (job.params, *job.inputs), coarsest(jaxpr)
     worst = compare(job.path.name, back, job.apply, arguments, tolerance=job.tolerance, unit=unit)
-    return Exported(job.path, free.shapes, note, worst)
+    return found._replace(difference=worst)
 
 
-def _candidates(program: Callable[..., Any], job: _Job, free: Free) -> Iterator[Free]:
+def _first_written(job: _Job, draft: Path, program: Callable[..., Any]) -> tuple[Free, str, Callable[..., Any]]:
     """What has no counterpart may have one where fewer sizes are symbols: strided slices, for one."""
-    yield free
-    yield from () if job.shapes is not None else less_free(program, job.inputs, free)
-
-
-def _save(name: str, save: Callable[[Any], str], candidates: Iterable[Free]) -> tuple[Free, str]:
-    reason = ""
-    for number, free in enumerate(candidates):
+    save, load = PROGRAMS[job.path.suffix]
+    free = find_free(program, job.inputs, job.shapes)
+    reasons: list[str] = []
+    for fewer in (free,) if job.shapes is not None else (free, *less_free(program, job.inputs, free)):
+        note = fewer.note if fewer is free else f"{fewer.note}: {reasons[-1]}"
         try:
-            note = _attempt(name, lambda free=free: save(free.structs))
+            told = save(draft, program, fewer.structs)
+            return fewer._replace(note=note), told, load(draft)
+        except (OSError, ImportError):
+            raise
         except Uncovered as error:
-            reason = f"{error} has no counterpart in ONNX here"
-        else:
-            return free if number == 0 else free._replace(note=f"{free.note}: {reason}"), note
-    raise ExportError(f"`{name}` cannot be written: {reason}.")
-
-
-def _attempt(name: str, work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except (OSError, ImportError, Uncovered):
-        raise
-    except Exception as error:  # each format has its own
-        raise ExportError(f"`{name}` cannot be written and read back: {first_line(error)}") from error
+            reasons.append(f"{error} has no counterpart in ONNX here")
+        except Exception as error:  # each format has its own
+            reasons.append(_about(job.path, draft, first_line(error)))
+    raise ExportError(f"`{job.path.name}` cannot be written and read back: {reasons[-1].removesuffix('.')}.")
 
 
 def _write_arrays(path: Path, params: Any, model_state: Any, plan: Plan | None, draft: Path) -> Exported:
     save, load = ARRAYS[path.suffix]
-    save(draft, params, model_state, plan)
-    _attempt(path.name, lambda: load(draft))  # which compares the digest
+    try:
+        save(draft, params, model_state, plan)
+    except OSError as error:
+        raise error if error.errno else OSError(_about(path, draft, str(error))) from error
+    try:
+        load(draft)  # which compares the digest
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ExportError(
+            f"`{path.name}` was written and cannot be read: {_about(path, draft, first_line(error))}"
+        ) from error
     return Exported(path)
+
+
+def _about(path: Path, draft: Path, text: str) -> str:
+    """A message about the file, and not its draft."""
+    return text.replace(str(draft.absolute()), path.name).replace(str(draft), path.name)
 
 
 def _write(path: Path, work: Callable[[Path], Exported]) -> Exported:

@@ -101,7 +101,7 @@ def load_orbax(path: Path, like: Arrays | None = None) -> Arrays:
     try:
         text, digest = (_text(path / name) for name in ("plan.json", "sha256"))
         with checkpoint.StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(path, _structs(checkpointer.metadata(path).item_metadata.tree))
+            found = checkpointer.restore(path, _blank(checkpointer.metadata(path).item_metadata.tree))
         found = _nested({**_leaves(found), **_empty(path)}, path)
         flat = _flat(**{name: found.get(name) for name in ("params", "model_state")})
     except Exception as error:  # its many readers each have their own
@@ -125,9 +125,9 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _structs(tree: Any) -> Any:
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda found: jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=place), tree)
+def _blank(tree: Any) -> Any:
+    """What orbax is to fill: on the host, where 64 bits stay 64 bits."""
+    return jax.tree.map(lambda found: np.zeros(found.shape, found.dtype), tree)
 
 
 def _check_digest(path: Path, digest: str | None, flat: Mapping[str, np.ndarray], text: str) -> None:
@@ -160,10 +160,10 @@ def _nested(flat: Mapping[str, Any], source: Any) -> dict[str, Any]:
 
 
 def _arranged(tree: Any, like: Arrays | None, path: Any) -> Arrays:
-    if "params" not in tree:
-        raise ValueError(f"`{path}` holds {', '.join(tree) or 'nothing'}, not `params`.")
+    if set(tree) - {"params", "model_state"}:
+        raise ValueError(f"`{path}` holds {', '.join(tree)}, not `params`.")
     tree = jax.tree.map(jnp.asarray, tree)
-    found = Arrays(tree["params"], tree.get("model_state"))
+    found = Arrays(tree.get("params", {}), tree.get("model_state"))
     if like is None:
         return found
     return Arrays(*(_like(a, b, path) for a, b in zip(found[:2], like[:2], strict=True)))

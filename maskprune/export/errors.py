@@ -25,5 +25,6 @@ class Unfit(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, short enough to stand in another."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    """The first line of a message, short enough to stand in another; its end often says most."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 400 else f"{line[:200]} … {line[-200:]}"

@@ -18,25 +18,31 @@ from maskprune.groups import leaves_by_path
 from maskprune.network import Network, effective_params
 
 
-def to_write(params: Any) -> Any:
-    """The effective parameters of a network; any others as they are, with a warning if a network stores them.
+STORED = (
+    "`params` are stored by a network with disabled masks, and hold their values: to write the network, give it whole, "
+    "or `effective_params(network)`, or what `compact` returned"
+)
+
+
+def to_write(params: Any) -> tuple[Any, str]:
+    """The effective parameters of a network; any others as they are, with a note if a network stores them.
+
+    Where the very tree of a network is given, there is a warning too. Arrays alone may be meant: a network whose masks
+    are all enabled shares them with those made from it.
 
     Raises:
         TypeError: A training state was given.
     """
     if isinstance(params, Network):
-        return effective_params(params)
+        return effective_params(params), ""
     if isinstance(getattr(params, "network", None), Network):
         raise TypeError(
             "`params` is a training state: give its network, `state.network`, and `model_state=state.model_state`."
         )
-    if any(_stores(network, params) for network in _networks()):
-        warnings.warn(
-            "`params` are the stored parameters of a network with disabled masks, whose values are written too: "
-            "give the network itself, or `mp.effective_params(network)`, or what `mp.compact` returned.",
-            stacklevel=4,  # the caller of `export`, behind its check of arguments
-        )
-    return params
+    holders = [network for network in _networks() if _stores(network, params)]
+    if any(network.params is params for network in holders):
+        warnings.warn(STORED, stacklevel=4)  # the caller of `export`, behind its check of arguments
+    return params, STORED if holders else ""
 
 
 def _networks() -> list[Network]:
