@@ -52,6 +52,7 @@ def drafted(path: Path | str) -> Iterator[Path]:
         OSError: It cannot be moved into place.
     """
     path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (path.with_name(DRAFT.format(secrets.token_hex(8))) for _ in range(2))
     try:
@@ -66,6 +67,9 @@ def drafted(path: Path | str) -> Iterator[Path]:
     finally:
         for left in (*path.parent.glob(f"{draft.name}*"), old):  # some writers add an ending of their own
             _remove(left)
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -33,10 +33,14 @@ def compare(
         unit: Rounding of the coarsest type that the function computes in, see `coarsest`.
 
     Raises:
+        ValueError: The function does not run on its inputs.
         ExportError: The program does not run, gives other shapes, or other numbers by more than rounding explains.
     """
     run = jax.jit(apply)
-    expected = _numbers(run(*arguments))
+    try:
+        expected = _numbers(run(*arguments))
+    except Exception as error:  # whatever a function does with these numbers
+        raise ValueError(f"The function does not run on these inputs: {first_line(error)}") from error
     try:
         found = _numbers(program(*arguments[1:]))
     except Exception as error:  # each runtime has its own

@@ -27,6 +27,10 @@ def silent_onnxruntime() -> Any:
     return onnxruntime
 
 
+# What JAX does without 64 bits, and Python's own numbers need.
+NARROWED = {("f", "tensor(float)"): np.float32, ("i", "tensor(int32)"): np.int32, ("u", "tensor(uint32)"): np.uint32}
+
+
 class Session:
     """A model that onnxruntime has read.
 
@@ -60,6 +64,8 @@ class Session:
 
 def _value(leaf: Any, kind: str) -> Any:
     array = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
+    if (array.dtype.kind, kind) in NARROWED and array.dtype.itemsize == 8:
+        array = array.astype(NARROWED[array.dtype.kind, kind])
     value = silent_onnxruntime().OrtValue
     if kind not in OF_NO_NUMPY:
         return value.ortvalue_from_numpy(array)
