@@ -138,7 +138,7 @@ def _check_digest(path: Path, digest: str | None, flat: Mapping[str, np.ndarray]
 def _flat(params: Any, model_state: Any) -> dict[str, np.ndarray]:
     trees = {"params": params} | ({} if model_state is None else {"model_state": model_state})
     leaves = jax.tree_util.tree_leaves_with_path(trees)
-    flat = {leaf_path(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    flat = {leaf_path(path): np.ascontiguousarray(leaf).reshape(np.shape(leaf)) for path, leaf in leaves}
     if len(flat) != len(leaves):
         raise ValueError("Two leaves of the parameters have the same path; give their dictionaries keys without `/`.")
     return flat
