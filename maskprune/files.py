@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,43 @@ def replace_file(path: Path | str, content: bytes) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def drafted(path: Path | str) -> Iterator[Path]:
+    """Another name in the same folder, under which a file or folder is written, checked, and moved into place at last.
+
+    If the `with` block raises, nothing stays of it, and what stood there before still stands. Makes missing folders.
+
+    Raises:
+        OSError: It cannot be moved into place.
+    """
+    path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (path.with_name(DRAFT.format(secrets.token_hex(8))) for _ in range(2))
+    try:
+        yield draft
+        for folder in [draft, *draft.rglob("*")] if draft.is_dir() else []:
+            if folder.is_dir():
+                sync_folder(folder)
+        if path.is_dir() and draft.is_dir():
+            os.replace(path, old)
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    finally:
+        for left in (*path.parent.glob(f"{draft.name}*"), old):  # some writers add an ending of their own
+            _remove(left)
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is, if it is there; a disk that takes nothing any more keeps it."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def sync_folder(folder: Path | str) -> None:
     """Forces the names in a folder to the disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):
@@ -54,9 +92,9 @@ def sync_folder(folder: Path | str) -> None:
 
 def drop_drafts(folder: Path | str) -> None:
     """Removes what a program that was killed had begun to write."""
-    for draft in Path(folder).rglob(DRAFT.format("[0-9a-f]" * 16)):
-        with contextlib.suppress(OSError):
-            draft.unlink()
+    for ending in ("", ".*"):
+        for draft in list(Path(folder).rglob(DRAFT.format("[0-9a-f]" * 16) + ending)):
+            _remove(draft)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from toys import needs_onnx
 from zoo.entry import pictures, randomize
 
 import maskprune as mp
@@ -59,8 +60,7 @@ class Joined(nnx.Module):
 @pytest.fixture(params=sorted(PROGRAMS))
 def ending(request):
     if request.param == ".onnx":
-        pytest.importorskip("onnx")
-        pytest.importorskip("onnxruntime")
+        needs_onnx()
     return request.param
 
 
@@ -188,7 +188,7 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_onnx_covers(name, tmp_path):
     """One file each, at a free size, run at another size than it was written for."""
-    pytest.importorskip("onnxruntime")
+    needs_onnx()
     function = UNUSUAL[name]
     found = mp.export(lambda params, x: function(x), {}, tmp_path / "net.onnx", inputs=[pictures(3, 2, 8, 8, 4)])
     assert "(n, h, w, 4)" in found.shapes, found
@@ -199,7 +199,7 @@ def test_onnx_covers(name, tmp_path):
 
 def test_onnx_fixes_sizes_where_that_helps(tmp_path):
     """A gather at places that depend on the size: constants, once the size is fixed."""
-    pytest.importorskip("onnxruntime")
+    needs_onnx()
     function = lambda params, x: x + lax.top_k(lax.iota(jnp.float32, x.shape[1]), 1)[0][0]
     found = mp.export(function, {}, tmp_path / "net.onnx", inputs=[pictures(3, 2, 8, 8, 1)])
     assert found.shapes == ("(n, 8, 8, 1)",) and "fixed: the primitive `top_k`" in found.note

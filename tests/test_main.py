@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from toys import needs_onnx
 
 import maskprune as mp
 from maskprune.__main__ import main
@@ -33,7 +34,7 @@ def expected(network, path):
 @pytest.mark.parametrize("form", ["npz", "stablehlo", "onnx"])
 def test_one_picture(form, network, photos, tmp_path, capsys):
     if form == "onnx":
-        pytest.importorskip("onnxruntime")
+        needs_onnx()
     file = network
     if form != "npz":
         main(["export", str(network), str(tmp_path / "out"), "--formats", form])

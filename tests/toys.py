@@ -3,6 +3,7 @@
 Stored weights stay away from zero, so that "did not move" and "was zeroed" can be told from each other.
 """
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,13 @@ from maskprune.conv import native
 # Tests of what a C++ compiler makes; where there was none, they are skipped.
 BUILT = pytest.mark.skipif(native.LEVEL is None, reason="installed without a compiler")
 NATIVE = pytest.param("native", marks=BUILT)
+
+
+def needs_onnx() -> None:
+    """Skips a test where ONNX's packages are missing. Looks for onnxruntime without importing it: see `runtime.py`."""
+    pytest.importorskip("onnx")
+    if importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("onnxruntime is not installed")
 
 
 class Toy(NamedTuple):

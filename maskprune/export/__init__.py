@@ -8,50 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from maskprune._strict import NotNegative, check_leaves, strict
 from maskprune.export.arrays import Arrays as Arrays
-from maskprune.export.arrays import load_orbax, load_safetensors, save_orbax, save_safetensors
-from maskprune.export.programs import Uncovered, load_onnx, load_stablehlo, portable, save_onnx, save_stablehlo
-from maskprune.export.symbolic import find_free, less_free
+from maskprune.export.errors import ExportError as ExportError
+from maskprune.export.stored import to_write
+from maskprune.export.write import ARRAYS, ENDINGS, EXTRAS, Job, with_extras, write_arrays, write_program
+from maskprune.export.write import PROGRAMS as PROGRAMS
+from maskprune.export.write import Exported as Exported
 from maskprune.models.saved import load
 from maskprune.plan import Plan
-
-
-class ExportError(RuntimeError):
-    """What was written does not compute what the function does, or cannot be written."""
-
-
-class Exported(NamedTuple):
-    """What was written.
-
-    Attributes:
-        path: The file, or for orbax the folder.
-        shapes: The shapes it takes, one for every input array, such as `"(n, h, w, 1)"`; none for weights alone.
-        note: Which sizes had to be fixed and why; "" if none.
-        difference: Largest difference from the function on the inputs, or None where they were abstract.
-    """
-
-    path: Path
-    shapes: tuple[str, ...] = ()
-    note: str = ""
-    difference: float | None = None
-
-
-PROGRAMS: dict[str, tuple[Callable[..., Path], Callable[[Path], Callable[..., Any]]]] = {
-    ".stablehlo": (save_stablehlo, load_stablehlo),
-    ".onnx": (save_onnx, load_onnx),
-}
-ARRAYS: dict[str, tuple[Callable[..., Path], Callable[..., Arrays]]] = {
-    ".safetensors": (save_safetensors, load_safetensors),
-    ".orbax": (save_orbax, load_orbax),
-}
-ENDINGS = (*PROGRAMS, *ARRAYS)
-EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "safetensors": "safetensors"}
 
 
 @strict
@@ -75,54 +45,55 @@ def export(
     | `.safetensors` | weights and state by path; the plan in the metadata | `pip install "maskprune[safetensors]"` |
     | `.orbax` | weights and state as a checkpoint; the plan beside them | |
 
-    Programs take inputs of any batch, height and width where the function allows it. Where it does not (a dense layer
-    on flattened pictures, say), the smallest set of sizes is fixed, and `note` says which and why.
+    Programs take inputs of any batch, height, width and length where the function allows it. Where it does not (a
+    dense layer on flattened pictures, say), as few sizes as possible are fixed, and `note` names the parameter or the
+    line that needs them. What nobody reads is left out; so are calls of Python such as `jax.debug.print`, with a note.
+
+    bfloat16 and float16 stay what they are, in weights, inputs and outputs. Where onnxruntime has no kernels of them on
+    a CPU, an ONNX program computes in float32 in between, and `note` says so.
+
+    A file is written under another name, read back, compared, and only then moved into place: where anything fails,
+    nothing is left, and a file that stood there before still stands.
 
     Args:
         apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)`, small or not; None for weights alone.
-        params: Its parameters.
+        params: Its parameters, or a `Network`, whose effective parameters are written. Not `network.params`: those hold
+            what disabled masks stored. `note` tells it, and a warning, as long as that network exists.
         path: File to write, whole or not at all; its ending decides. Missing folders are made.
         inputs: For programs: sample inputs. Arrays are also run; `jax.ShapeDtypeStruct`s only say shapes.
         model_state: Non-trained variables, where `apply` takes them.
         plan: What was cut, kept beside the weights.
         shapes: Shapes to allow, one for every input array, as in `jax.export.symbolic_shape`: `("n, 64, 64, 3",)`.
             By default the freest that work.
-        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
+        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller). More
+            is allowed where rounding explains it: the unit in the last place of the coarsest type that the function
+            computes in, or ten times what moving every parameter and input by that unit does to the outputs.
 
     Raises:
-        TypeError: A leaf of `params` or `model_state` is no array, or there is no function where one is written.
+        TypeError: A leaf of `params`, `model_state` or `inputs` is no array, or of a type that the format lacks;
+            `params` is a training state; or there is no function where one is written.
         OSError: A file or folder cannot be read, or not be written.
-        ValueError: The ending is unknown, `inputs` are missing, or the function does not run on them.
+        ValueError: The ending is unknown, `inputs` are missing, the function does not run on them or gives nothing, or
+            two parameters have the same path.
         ImportError: The format needs a package that is not installed.
-        ExportError: Part of the function has no counterpart in the format, or what was written computes other numbers.
+        ExportError: Part of the function has no counterpart in the format, or what was written cannot be read back or
+            computes other numbers.
     """
-    path, reason = Path(path), ""
+    path = Path(path)
+    params, stored = to_write(params)
     check_leaves("params", jax.tree.leaves(params))
     check_leaves("model_state", jax.tree.leaves(model_state))
-    if path.suffix in ARRAYS:
-        _with_extras(path, lambda: ARRAYS[path.suffix][0](path, params, model_state, plan))
-        return Exported(path)
-    if path.suffix not in PROGRAMS:
+    if path.suffix not in ENDINGS:
         raise ValueError(f"`{path}` ends in none of {', '.join(ENDINGS)}, so it does not say what to write.")
+    if path.suffix in ARRAYS:
+        return write_arrays(path, params, model_state, plan, note=stored)
     if apply is None:
         raise TypeError(f"`apply` is None: give the function to write as `{path.name}`.")
     if not inputs:
         raise ValueError(f"Give `inputs`, sample inputs or their shapes, to write `{path.name}`.")
+    check_leaves("inputs", [leaf for leaf in jax.tree.leaves(inputs) if not isinstance(leaf, jax.ShapeDtypeStruct)])
     stateful = apply if model_state is None else lambda params, *inputs: apply(params, model_state, *inputs)
-    program = portable(stateful, params)
-    free = find_free(program, inputs, shapes)
-    # What has no counterpart may have one where fewer sizes are symbols: strided slices, for one.
-    for fewer in [free] if shapes is not None else [free, *less_free(program, inputs, free)]:
-        try:
-            _with_extras(path, lambda fewer=fewer: PROGRAMS[path.suffix][0](path, program, fewer.structs))
-        except Uncovered as error:
-            reason = f"{error} has no counterpart in ONNX here"
-        else:
-            free = fewer if fewer is free else fewer._replace(note=f"{fewer.note}: {reason}")
-            break
-    else:
-        raise ExportError(f"`{path.name}` cannot be written: {reason}.")
-    return Exported(path, free.shapes, free.note, _check(path, stateful, params, inputs, tolerance=tolerance))
+    return write_program(Job(path, stateful, params, inputs, shapes, tolerance), note=stored)
 
 
 @strict
@@ -139,7 +110,7 @@ def load_program(path: str | Path) -> Callable[..., Any]:
     path = Path(path)
     if path.suffix not in PROGRAMS:
         raise ValueError(f"`{path}` is no program: those end in {' or '.join(PROGRAMS)}.")
-    return _with_extras(path, lambda: PROGRAMS[path.suffix][1](path))
+    return with_extras(path, lambda: PROGRAMS[path.suffix][1](path))
 
 
 @strict
@@ -159,35 +130,7 @@ def load_arrays(path: str | Path, like: Arrays | None = None) -> Arrays:
     path = Path(path)
     if path.suffix not in ARRAYS:
         raise ValueError(f"`{path}` holds no weights alone: those end in {' or '.join(ARRAYS)}.")
-    return _with_extras(path, lambda: ARRAYS[path.suffix][1](path, like))
-
-
-def _check(
-    path: Path, apply: Callable[..., Any], params: Any, inputs: Sequence[Any], *, tolerance: float
-) -> float | None:
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
-        return None
-    expected = jax.tree.leaves(jax.jit(apply)(params, *inputs))
-    found = jax.tree.leaves(load_program(path)(*inputs))
-    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(expected, found, strict=True)]
-    worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs), default=0.0)
-    scale = max([1.0, *(float(np.max(np.abs(a), initial=0.0)) for a, _ in pairs)])
-    if not worst <= tolerance * scale:
-        path.unlink()
-        raise ExportError(f"`{path.name}` computed other numbers than the function, by {worst:.3g}; it was removed.")
-    return worst
-
-
-def _with_extras(path: Path, work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except ImportError as error:
-        extra = EXTRAS.get(str(error.name).split(".")[0])
-        if extra is None:
-            raise
-        raise ImportError(
-            f'`{path.name}` needs the package `{error.name}`: pip install "maskprune[{extra}]"', name=error.name
-        ) from error
+    return with_extras(path, lambda: ARRAYS[path.suffix][1](path, like))
 
 
 @strict

@@ -5,6 +5,7 @@ Both hold the parameters and the model state as nested dictionaries with text as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from maskprune.plan import Plan
 
 
 FORMAT = "maskprune arrays 1"
+EMPTY = "empty.json"  # in a checkpoint: types and shapes of arrays without entries
+NOTHING = {"nothing": np.zeros(1, np.int8)}  # what a checkpoint holds that would hold no array
 
 
 class Arrays(NamedTuple):
@@ -73,14 +76,17 @@ def save_orbax(path: Path, params: Any, model_state: Any = None, plan: Plan | No
     from orbax import checkpoint
 
     path, flat, text = Path(path).absolute(), _flat(params, model_state), "" if plan is None else plan.to_json()
+    full = {name: array for name, array in flat.items() if array.size}
     # Not the checkpointer that saves in the background: where the disk fails, its threads keep the program from ending.
     try:
         with quiet(), checkpoint.Checkpointer(checkpoint.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(path, args=checkpoint.args.StandardSave(_nested(flat, path)), force=True)
+            checkpointer.save(path, args=checkpoint.args.StandardSave(_nested(full or NOTHING, path)), force=True)
     except Exception as error:  # orbax and tensorstore each have their own
         raise OSError(f"`{path}` cannot be written: {error}") from error
     if text:
         replace_file(path / "plan.json", text.encode())
+    if empty := {name: [str(array.dtype), array.shape] for name, array in flat.items() if not array.size}:
+        replace_file(path / EMPTY, json.dumps(empty).encode())
     replace_file(path / "sha256", digest_arrays(flat, text).encode())
     return path
 
@@ -95,7 +101,8 @@ def load_orbax(path: Path, like: Arrays | None = None) -> Arrays:
     try:
         text, digest = (_text(path / name) for name in ("plan.json", "sha256"))
         with checkpoint.StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(path, _structs(checkpointer.metadata(path).item_metadata.tree))
+            found = checkpointer.restore(path, _blank(checkpointer.metadata(path).item_metadata.tree))
+        found = _nested({**_leaves(found), **_empty(path)}, path)
         flat = _flat(**{name: found.get(name) for name in ("params", "model_state")})
     except Exception as error:  # its many readers each have their own
         line = next(iter(str(error).splitlines()), type(error).__name__)
@@ -104,13 +111,23 @@ def load_orbax(path: Path, like: Arrays | None = None) -> Arrays:
     return _arranged(found, like, path)._replace(plan=Plan.from_json(text) if text else None)
 
 
+def _leaves(found: Any) -> dict[str, Any]:
+    return {name: leaf for name, leaf in leaves_by_path(found).items() if name not in NOTHING}
+
+
+def _empty(path: Path) -> dict[str, np.ndarray]:
+    """The arrays without entries, which orbax itself cannot hold."""
+    empty = json.loads(_text(path / EMPTY) or "{}")
+    return {name: np.zeros(shape, jnp.dtype(kind)) for name, (kind, shape) in empty.items()}
+
+
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _structs(tree: Any) -> Any:
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda found: jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=place), tree)
+def _blank(tree: Any) -> Any:
+    """What orbax is to fill: on the host, where 64 bits stay 64 bits."""
+    return jax.tree.map(lambda found: np.zeros(found.shape, found.dtype), tree)
 
 
 def _check_digest(path: Path, digest: str | None, flat: Mapping[str, np.ndarray], text: str) -> None:
@@ -121,7 +138,7 @@ def _check_digest(path: Path, digest: str | None, flat: Mapping[str, np.ndarray]
 def _flat(params: Any, model_state: Any) -> dict[str, np.ndarray]:
     trees = {"params": params} | ({} if model_state is None else {"model_state": model_state})
     leaves = jax.tree_util.tree_leaves_with_path(trees)
-    flat = {leaf_path(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    flat = {leaf_path(path): np.ascontiguousarray(leaf).reshape(np.shape(leaf)) for path, leaf in leaves}
     if len(flat) != len(leaves):
         raise ValueError("Two leaves of the parameters have the same path; give their dictionaries keys without `/`.")
     return flat
@@ -143,10 +160,10 @@ def _nested(flat: Mapping[str, Any], source: Any) -> dict[str, Any]:
 
 
 def _arranged(tree: Any, like: Arrays | None, path: Any) -> Arrays:
-    if "params" not in tree:
-        raise ValueError(f"`{path}` holds {', '.join(tree) or 'nothing'}, not `params`.")
+    if set(tree) - {"params", "model_state"}:
+        raise ValueError(f"`{path}` holds {', '.join(tree)}, not `params`.")
     tree = jax.tree.map(jnp.asarray, tree)
-    found = Arrays(tree["params"], tree.get("model_state"))
+    found = Arrays(tree.get("params", {}), tree.get("model_state"))
     if like is None:
         return found
     return Arrays(*(_like(a, b, path) for a, b in zip(found[:2], like[:2], strict=True)))

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from maskprune.export.errors import Uncovered
 from maskprune.export.onnx_rules import INLINE, RULES
-from maskprune.export.programs import Uncovered
 from maskprune.groups import leaf_path
 from maskprune.network import on_device
 from maskprune.reading import source_line

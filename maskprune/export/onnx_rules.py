@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from onnx import helper
 
+from maskprune.export.errors import Uncovered
 from maskprune.export.onnx_windows import convolution, padded, pooling, transpose
-from maskprune.export.programs import Uncovered
 
 
 Rule = Callable[..., Any]
@@ -81,6 +81,8 @@ def maximum(graph: Any, equation: Any, left: Any, right: Any) -> Any:
 def select_n(graph: Any, equation: Any, which: Any, *cases: Any) -> Any:
     if len(cases) != 2 or equation.invars[0].aval.dtype != np.bool_:
         raise Uncovered("a `select_n` among more than two")
+    if equation.outvars[0].aval.dtype == np.bool_:  # onnxruntime has no `Where` of booleans
+        return graph.op("Or", graph.op("And", which, cases[1]), graph.op("And", graph.op("Not", which), cases[0]))
     return graph.op("Where", which, cases[1], cases[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune.export.programs import Uncovered
+from maskprune.export.errors import Uncovered
 
 
 Rule = Callable[..., Any]

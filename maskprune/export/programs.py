@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.extend.core as jex
 from jax import export as jax_export
 
 from maskprune.conv import OWN
+from maskprune.export.blame import unfit
+from maskprune.export.dead import live
 from maskprune.export.seals import read_sealed, sealed
 from maskprune.files import replace_file
 from maskprune.plan import Plan
@@ -32,30 +34,50 @@ STABLEHLO_MARK = b"\nmaskprune sha256 "
 ONNX_MARK = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 
-class Uncovered(ValueError):
-    """Part of a function that a format does not cover."""
-
-
 def portable(apply: Program, params: Any) -> Program:
-    """`program(*inputs)`: the function on these parameters, with XLA's convolution in place of this library's own.
+    """`program(*inputs)`: the function on these parameters, without what nobody reads, with XLA's convolution in place
+    of this library's own.
 
     The blocked form is made for training on a CPU; everywhere else, a convolution that says so runs better.
+
+    Raises:
+        Unfit: When called: the function does not run on these inputs.
     """
 
     def program(*inputs: Any) -> Any:
-        run = lambda params, *inputs: apply(params, *inputs)
-        text = str(jax.make_jaxpr(run)(params, *inputs))
-        if any(name in text for name in OWN):
-            run = shrink(apply, Plan(()), rules=PORTABLE)
+        run = lambda params, *inputs: evaluate(traced(apply, params, inputs), params, inputs)
+        if any(name in str(traced(apply, params, inputs)[0]) for name in OWN):
+            run = shrink(run, Plan(()), rules=PORTABLE)
         return run(params, *inputs)
 
     return program
 
 
-def save_stablehlo(path: Path, program: Program, structs: Sequence[Any]) -> Path:
-    """Writes StableHLO for CPU, CUDA and TPU as `jax.export` serializes it."""
+def traced(apply: Program, params: Any, inputs: Sequence[Any]) -> tuple[Any, Any, tuple[str, ...]]:
+    """The live jaxpr of `apply(params, *inputs)`, the tree of its output, and calls of Python that are left out."""
+
+    def watched(params: Any, *inputs: Any) -> Any:
+        try:
+            return apply(params, *inputs)
+        except Exception as error:  # whatever a function does with a size that it is not made for
+            raise unfit(error, params) from error
+
+    jaxpr, output = jax.make_jaxpr(watched, return_shape=True)(params, *inputs)
+    jaxpr, calls = live(jaxpr)
+    return jaxpr, jax.tree.structure(output), calls
+
+
+def evaluate(program: tuple[Any, Any, tuple[str, ...]], params: Any, inputs: Sequence[Any]) -> Any:
+    """Runs what `traced` gave."""
+    jaxpr, tree, _ = program
+    return jax.tree.unflatten(tree, jex.jaxpr_as_fun(jaxpr)(*jax.tree.leaves((params, *inputs))))
+
+
+def save_stablehlo(path: Path, program: Program, structs: Sequence[Any]) -> str:
+    """Writes StableHLO for CPU, CUDA and TPU as `jax.export` serializes it. Returns a note, "" here."""
     exported = jax_export.export(jax.jit(program), platforms=PLATFORMS)(*structs)
-    return replace_file(path, sealed(bytes(exported.serialize()), STABLEHLO_MARK))
+    replace_file(path, sealed(bytes(exported.serialize()), STABLEHLO_MARK))
+    return ""
 
 
 def load_stablehlo(path: Path) -> Program:
@@ -68,29 +90,31 @@ def load_stablehlo(path: Path) -> Program:
     return jax.jit(exported.call)
 
 
-def save_onnx(path: Path, program: Program, structs: Sequence[Any]) -> Path:
-    """Writes an ONNX model."""
+def save_onnx(path: Path, program: Program, structs: Sequence[Any]) -> str:
+    """Writes an ONNX model, in float32 where onnxruntime has no kernels of a smaller type. Returns a note."""
+    from maskprune.export.onnx_float32 import in_float32, small_types
     from maskprune.export.onnx_graph import to_onnx
+    from maskprune.export.runtime import Session
 
-    return replace_file(path, sealed(to_onnx(program, structs).SerializeToString(), ONNX_MARK))
+    model, note = to_onnx(program, structs), ""
+    content = model.SerializeToString()
+    if small := small_types(model):
+        try:
+            Session(content)
+        except ValueError:
+            content = in_float32(model).SerializeToString()
+            note = f"computed in float32: onnxruntime does not compute all of it in {' and '.join(small)} on a CPU"
+    replace_file(path, sealed(content, ONNX_MARK))
+    return note
 
 
 def load_onnx(path: Path) -> Program:
     """Reads any ONNX model, run by onnxruntime on the CPU: takes arrays in the order of its inputs."""
-    import onnxruntime
+    from maskprune.export.runtime import Session, silent_onnxruntime
 
+    silent_onnxruntime()  # before the file: a package that is missing is told first
     content = read_sealed(path, ONNX_MARK)
     try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:
+        return Session(content).run
+    except ValueError as error:
         raise ValueError(f"`{path}` is no ONNX model that onnxruntime can run: {error}") from error
-    names = [each.name for each in session.get_inputs()]
-
-    def run(*inputs: Any) -> Any:
-        leaves = jax.tree.leaves(inputs)
-        if len(leaves) != len(names):
-            raise ValueError(f"The model takes {len(names)} arrays ({', '.join(names)}), not {len(leaves)}.")
-        found = session.run(None, dict(zip(names, map(np.asarray, leaves), strict=True)))
-        return found[0] if len(found) == 1 else list(found)
-
-    return run

@@ -1,7 +1,8 @@
 """Which sizes of the inputs can stay free in an exported function.
 
-A function is tried with symbols for batch, height and width; where it does not allow that, with multiples of 2 to 32
-(a network that halves its pictures and joins them again), then with the batch alone, then with nothing free.
+A function is tried with a symbol for every size that is usually free. Where it does not allow that, height, width and
+length are tried as multiples of 2 to 32 (a network that halves its pictures and joins them again), then with one symbol
+for all equal sizes, then axis by axis. What has to be fixed is told with the parameter or the line that needs it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
+from maskprune.export.errors import Unfit, first_line
+from maskprune.export.reasons import Axis, Misfit, inputs_named, note_of, words_of
+
 
 MULTIPLES = (2, 4, 8, 16, 32)
+Spec = dict[Axis, int]  # what is free: axes of leaves, each with what it must be a multiple of
+LETTERS = {2: "nt", 3: "ntc", 4: "nhwc", 5: "ndhwc"}
 
 
 class Free(NamedTuple):
@@ -37,9 +43,9 @@ def find_free(function: Callable[..., Any], inputs: Sequence[Any], given: Sequen
 
     Args:
         function: `function(*inputs) -> output`.
-        inputs: Arrays or `jax.ShapeDtypeStruct`s: of every leaf the first axis is taken for the batch, and of those
-            with four axes the second and third for height and width (with three axes the second for the length).
-            Inputs of equal sizes share their symbols.
+        inputs: Arrays or `jax.ShapeDtypeStruct`s of any rank. The first axis of every leaf is taken for the batch, and
+            the last of those with three axes and more for features, which are free only where others are not. Inputs of
+            equal sizes share their symbols.
         given: Shapes in the words of `jax.export.symbolic_shape`, one for every leaf, in place of a search.
 
     Raises:
@@ -47,51 +53,121 @@ def find_free(function: Callable[..., Any], inputs: Sequence[Any], given: Sequen
     """
     if given is not None:
         return _given(function, inputs, given)
-    free, why = _try(function, inputs, _Spec(batch=True, multiple=1))
-    if free is not None:
-        return free
-    if (multiples := _multiples(inputs)) and _try(function, inputs, _Spec(True, multiples[-1]))[0]:
-        for multiple in multiples:
-            free, _ = _try(function, inputs, _Spec(True, multiple))
-            if free is not None:
-                return free._replace(note=f"height and width must be multiples of {multiple}: {why}")
-    free, _ = _try(function, inputs, _Spec(batch=True, multiple=0))
-    if free is not None:
-        return free._replace(note=f"all sizes but the batch are fixed: {why}" if _has_sizes(inputs) else "")
-    free, error = _try(function, inputs, _Spec(batch=False, multiple=0))
-    if free is None:
-        raise ValueError(f"The function does not run on these inputs: {error}")
-    return free._replace(note=f"all sizes are fixed: {why}")
+    search = _Search(function, inputs)
+    usual = [axis for axis in search.axes if not search.holds_features(axis)]
+    why = search.attempt(dict.fromkeys(usual, 1))
+    if isinstance(why, Free):
+        return why
+    if not isinstance(fixed := search.attempt({}), Free):
+        raise ValueError(f"The function does not run on these inputs: {fixed.error}")
+    batch, sizes = ([axis for axis in usual if (axis[1] == 0) == first] for first in (True, False))
+    if found := search.by_multiples(dict.fromkeys(batch, 1), sizes):
+        pictures = {search.letter(axis) for axis in sizes} == {"h", "w"}
+        words = "height and width" if pictures else words_of(sizes, inputs_named(search.leaves, search.structure))
+        return found[1]._replace(note=f"{words} must be multiples of {found[0][sizes[0]]}: {why.told()}")
+    if isinstance(free := search.attempt(dict.fromkeys(usual, 1), tied=True), Free):
+        return free._replace(note="sizes that are equal in the inputs stay equal")
+    return search.one_by_one(fixed)
 
 
 def less_free(function: Callable[..., Any], inputs: Sequence[Any], free: Free) -> list[Free]:
     """The shapes that are less free: with the batch alone, and with nothing free."""
-    found = []
-    for batch, note in ((True, "all sizes but the batch are fixed"), (False, "all sizes are fixed")):
-        fewer, _ = _try(function, inputs, _Spec(batch=batch, multiple=0))
-        if fewer is not None and fewer.shapes != free.shapes:
+    search, found = _Search(function, inputs), []
+    batch = {axis: 1 for axis in search.free_axes(free) if axis[1] == 0}
+    for spec, note in ((batch, "all sizes but the batch are fixed"), ({}, "all sizes are fixed")):
+        fewer = search.attempt(spec)
+        if isinstance(fewer, Free) and fewer.shapes != free.shapes:
             found.append(fewer._replace(note=note))
     return found
 
 
-class _Spec(NamedTuple):
-    batch: bool
-    multiple: int  # of height and width; 0 fixes them
+class _Search:
+    """Shapes for the leaves of some inputs, tried on a function."""
 
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Any]) -> None:
+        self.function = function
+        self.leaves, self.structure = jax.tree.flatten(tuple(inputs))
+        self.axes: list[Axis] = [(i, axis) for i, leaf in enumerate(self.leaves) for axis in range(np.ndim(leaf))]
 
-def _try(function: Callable[..., Any], inputs: Sequence[Any], spec: _Spec) -> tuple[Free | None, str]:
-    names: dict[tuple[str, int], str] = {}
-    leaves, structure = jax.tree.flatten(tuple(inputs))
-    shapes = [_shape(np.shape(leaf), spec, names) for leaf in leaves]
-    structs = _structs(leaves, shapes)
-    try:
-        jax.eval_shape(function, *jax.tree.unflatten(structure, structs))
-        # JAX lets some fixed sizes pass beside a symbol (a reshape to numbers): they show at another size.
-        larger = [jax.ShapeDtypeStruct(_larger(np.shape(leaf), spec), jax.numpy.result_type(leaf)) for leaf in leaves]
-        jax.eval_shape(function, *jax.tree.unflatten(structure, larger))
-    except Exception as error:  # whatever a function does with a size that is no number
-        return None, next(iter(str(error).splitlines()), type(error).__name__)[:200]
-    return Free(jax.tree.unflatten(structure, structs), tuple(f"({shape})" for shape in shapes), ""), ""
+    def holds_features(self, axis: Axis) -> bool:
+        rank = np.ndim(self.leaves[axis[0]])
+        return rank > 2 and axis[1] == rank - 1
+
+    def size(self, axis: Axis) -> int:
+        return np.shape(self.leaves[axis[0]])[axis[1]]
+
+    def letter(self, axis: Axis) -> str:
+        rank = np.ndim(self.leaves[axis[0]])
+        return "n" if axis[1] == 0 else LETTERS.get(rank, "nabcdefghijklmopqrstuvwxyz"[:rank])[axis[1]]
+
+    def attempt(self, spec: Spec, *, tied: bool = False) -> Free | Misfit:
+        """Tries shapes at the next larger sizes (JAX lets some fixed ones pass beside a symbol), then as symbols."""
+        larger = [list(np.shape(leaf)) for leaf in self.leaves]
+        for (leaf, axis), multiple in spec.items():
+            larger[leaf][axis] += multiple
+        kinds = [jax.numpy.result_type(leaf) for leaf in self.leaves]
+        misfit = self._run([jax.ShapeDtypeStruct(*each) for each in zip(larger, kinds, strict=True)])
+        if misfit is not None:
+            return misfit
+        shapes = self._shapes(spec, tied)
+        structs = _structs(self.leaves, shapes)
+        if spec and (misfit := self._run(structs)) is not None:
+            return misfit._replace(decides=True)
+        return Free(jax.tree.unflatten(self.structure, structs), tuple(f"({shape})" for shape in shapes), "")
+
+    def _run(self, structs: Sequence[jax.ShapeDtypeStruct]) -> Misfit | None:
+        try:
+            jax.eval_shape(self.function, *jax.tree.unflatten(self.structure, structs))
+        except Exception as error:  # whatever a function does with a size that is no number
+            leaves, place = (error.leaves, error.place) if isinstance(error, Unfit) else ((), "")
+            return Misfit(leaves, place, first_line(error))
+        return None
+
+    def _shapes(self, spec: Spec, tied: bool) -> list[str]:
+        words = [[str(size) for size in np.shape(leaf)] for leaf in self.leaves]
+        names: dict[tuple[str, int], str] = {}
+        for axis, multiple in spec.items():
+            name = _name(self.letter(axis), self.size(axis), names, tied)
+            words[axis[0]][axis[1]] = name if multiple == 1 else f"{multiple}*{name}"
+        return [", ".join(each) for each in words]
+
+    def by_multiples(self, spec: Spec, part: Sequence[Axis]) -> tuple[Spec, Free] | None:
+        """The spec with some axes besides, at the smallest multiple that works, if the largest does."""
+        fitting = [m for m in MULTIPLES if part and all(self.size(axis) % m == 0 for axis in part)]
+        wider = [spec | dict.fromkeys(part, m) for m in fitting]
+        if not wider or not isinstance(self.attempt(wider[-1]), Free):
+            return None
+        found = ((each, self.attempt(each)) for each in wider)
+        return next((each, free) for each, free in found if isinstance(free, Free))
+
+    def one_by_one(self, free: Free) -> Free:
+        """Frees what can be: equal sizes together, or else axis by axis. The note says what cannot and why."""
+        spec: Spec = {}
+        misfits: dict[Axis, Misfit] = {}
+        for part in self._parts():
+            if set(part) <= spec.keys():
+                continue
+            found = self.attempt(wider := spec | dict.fromkeys(part, 1))
+            if isinstance(found, Free):
+                spec, free = wider, found
+                continue
+            misfits |= dict.fromkeys(part, found)
+            if part[0][1] and (multiple := self.by_multiples(spec, part)):
+                spec, free = multiple
+        told = {axis: why for axis, why in misfits.items() if spec.get(axis) != 1 and not self.holds_features(axis)}
+        return free._replace(note=note_of(told, spec, inputs_named(self.leaves, self.structure)))
+
+    def _parts(self) -> list[list[Axis]]:
+        """Axes that share a symbol, then each of them alone; the batch first, features last."""
+        groups: dict[tuple[str, int], list[Axis]] = {}
+        for axis in self.axes:
+            groups.setdefault((self.letter(axis), self.size(axis)), []).append(axis)
+        order = sorted(groups.values(), key=lambda part: (self.holds_features(part[0]), part[0][1] != 0))
+        return [each for part in order for each in ([part] if len(part) == 1 else [part, *([axis] for axis in part)])]
+
+    def free_axes(self, free: Free) -> list[Axis]:
+        structs = jax.tree.leaves(free.structs)
+        return [axis for axis in self.axes if not isinstance(structs[axis[0]].shape[axis[1]], int)]
 
 
 def _structs(leaves: Sequence[Any], shapes: Sequence[str]) -> list[jax.ShapeDtypeStruct]:
@@ -107,43 +183,12 @@ def _scope() -> Any:
     return jax_export.SymbolicScope()
 
 
-def _shape(shape: tuple[int, ...], spec: _Spec, names: dict[tuple[str, int], str]) -> str:
-    words = [str(size) for size in shape]
-    if shape and spec.batch:
-        words[0] = _name("n", shape[0], names)
-    for axis, letter in _sizes(shape):
-        if spec.multiple:
-            name = _name(letter, shape[axis], names)
-            words[axis] = name if spec.multiple == 1 else f"{spec.multiple}*{name}"
-    return ", ".join(words)
-
-
-def _larger(shape: tuple[int, ...], spec: _Spec) -> tuple[int, ...]:
-    sizes = list(shape)
-    if shape and spec.batch:
-        sizes[0] += 1
-    for axis, _ in _sizes(shape):
-        sizes[axis] += spec.multiple
-    return tuple(sizes)
-
-
-def _sizes(shape: tuple[int, ...]) -> list[tuple[int, str]]:
-    return {4: [(1, "h"), (2, "w")], 3: [(1, "t")]}.get(len(shape), [])
-
-
-def _name(letter: str, size: int, names: dict[tuple[str, int], str]) -> str:
-    """One symbol for every size that a letter stands for: n, n2, n3 and so on."""
+def _name(letter: str, size: int, names: dict[tuple[str, int], str], tied: bool) -> str:
+    """One symbol for every size that a letter (where sizes are tied: any letter) stands for: n, n2, n3 and so on."""
+    if tied and (alike := [name for (_, known), name in names.items() if known == size]):
+        return alike[0]
     number = sum(known == letter for known, _ in names) + 1
     return names.setdefault((letter, size), letter if number == 1 else f"{letter}{number}")
-
-
-def _multiples(inputs: Sequence[Any]) -> list[int]:
-    sizes = [np.shape(leaf)[axis] for leaf in jax.tree.leaves(inputs) for axis, _ in _sizes(np.shape(leaf))]
-    return [m for m in MULTIPLES if sizes and all(size % m == 0 for size in sizes)]
-
-
-def _has_sizes(inputs: Sequence[Any]) -> bool:
-    return any(_sizes(np.shape(leaf)) for leaf in jax.tree.leaves(inputs))
 
 
 def _given(function: Callable[..., Any], inputs: Sequence[Any], given: Sequence[str]) -> Free:
@@ -154,6 +199,5 @@ def _given(function: Callable[..., Any], inputs: Sequence[Any], given: Sequence[
     try:
         jax.eval_shape(function, *structs)
     except Exception as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"The function does not run on the shapes {', '.join(given)}: {line}") from error
+        raise ValueError(f"The function does not run on the shapes {', '.join(given)}: {first_line(error)}") from error
     return Free(structs, tuple(f"({shape.strip('()')})" for shape in given), "")
