@@ -18,6 +18,7 @@ import optax
 
 from maskprune._strict import check_leaves, strict
 from maskprune.hold import held
+from maskprune.model_state import run_holding
 from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
 
 
@@ -69,9 +70,11 @@ def make_train_step(
 ) -> Step:
     """Makes `step(state, batch, *, key=None, progress=0.0, rate=1.0) -> (state, info)`, ready for `jit` and `vmap`.
 
-    Frozen and disabled entries come out bit-identical under any optimizer. The learning-rate schedule may read
-    `progress` (see `scale_by_progress`), and `rate`. Every update is multiplied by `rate`: where the learning rate is
-    the optimizer's last factor, as in all of optax's own, that is another learning rate.
+    Frozen and disabled entries come out bit-identical under any optimizer, those of the model state as well; a loss on
+    an adapter's `training` also normalizes held channels by their stored statistics (`docs/tracing.md`). The
+    learning-rate schedule may read `progress` (see `scale_by_progress`), and `rate`. Every update is multiplied by
+    `rate`: where the learning rate is the optimizer's last factor, as in all of optax's own, that is another learning
+    rate.
 
     Args:
         loss: `loss(params, batch) -> float32[]`; `params` are the effective parameters. With `stateful`,
@@ -82,7 +85,9 @@ def make_train_step(
 
     def full_loss(network: Network, batch: Any, model_state: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
         params = effective_params(network)
-        return loss(params, batch, model_state, key) if stateful else (loss(params, batch), model_state)
+        if not stateful:
+            return loss(params, batch), model_state
+        return run_holding(network, model_state, lambda state: loss(params, batch, state, key))
 
     def step(
         state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0, rate: Any = 1.0

@@ -32,7 +32,7 @@ FLOORS = {
         "statistics",
         "checkpoint",
     },
-    2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
+    2: {"network", "model_state", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
         "plan",
