@@ -2,6 +2,7 @@
 
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from flax import nnx
 from zoo.entry import pictures
 
 import maskprune as mp
+import maskprune.equinox
 import maskprune.linen
 import maskprune.nnx
 
@@ -125,7 +127,32 @@ def of_linen(module):
     return (*evaluated, maskprune.linen.training(module, settings={"train": True}))
 
 
+class EquinoxNormed(eqx.Module):
+    c: eqx.nn.Linear
+    b: eqx.nn.BatchNorm
+    d: eqx.nn.Linear
+
+    def __init__(self, mode):
+        keys = jax.random.split(jax.random.key(0))
+        self.c, self.d = eqx.nn.Linear(3, WIDTH, key=keys[0]), eqx.nn.Linear(WIDTH, WIDTH, False, key=keys[1])
+        self.b = eqx.nn.BatchNorm(WIDTH, "batch", mode=mode, momentum=0.7)
+        self.d = eqx.tree_at(lambda layer: layer.weight, self.d, IDENTITY)
+
+    def __call__(self, x, state):
+        x, state = self.b(jax.vmap(self.c, 0, 1)(x), state)
+        return jax.vmap(self.d, 1, 0)(x), state
+
+
+def of_equinox(mode):
+    module, state = eqx.nn.make_with_state(EquinoxNormed)(mode)
+    apply, params, state = maskprune.equinox.from_module(module, state)
+    run = maskprune.equinox.training(*eqx.nn.make_with_state(EquinoxNormed)(mode))
+    return apply, params, run(params, state, pictures(3, 8, 4, 3))[1], run
+
+
 NETWORKS = {
+    "equinox batch": lambda: of_equinox("batch"),
+    "equinox ema": lambda: of_equinox("ema"),
     "nnx": lambda: of_nnx(nnx_norm()),
     "nnx first axis": lambda: of_nnx(nnx_norm(axis=1), 1),
     "nnx without parameters": lambda: of_nnx(nnx_norm(use_bias=False, use_scale=False, use_fast_variance=False)),
@@ -180,7 +207,7 @@ def test_held_channels_keep_their_statistics_and_are_normalized_by_them(name):
     np.testing.assert_allclose(out[..., HELD], stored[..., HELD], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out[..., ~HELD], batch[..., ~HELD], rtol=1e-5, atol=1e-5)
     assert np.abs(stored - batch).max() > 0.1
-    before = mp.groups.leaves_by_path(state)
-    for path, leaf in mp.groups.leaves_by_path(both(after)[0].model_state["net"]).items():
+    before, now = (mp.groups.leaves_by_path(each) for each in (state, both(after)[0].model_state["net"]))
+    for path, leaf in ((path, leaf) for path, leaf in now.items() if leaf.ndim):
         np.testing.assert_array_equal(leaf[..., HELD], before[path][..., HELD])
         assert np.all(leaf[..., ~HELD] != before[path][..., ~HELD])

@@ -48,6 +48,9 @@ FLOORS = {
         "rebuilt",
         "nnx",
         "linen",
+        "equinox",
+        "_equinox_widths",
+        "haiku",
         "curvature",
         "surgery",
         "readers",
@@ -140,6 +143,8 @@ KNOWS_NO_LIBRARY = {
 }
 LIBRARY_ROOMS = {
     "flax": {"models", "nnx", "linen"},
+    "equinox": {"equinox", "_equinox_widths"},
+    "haiku": {"haiku"},
     "PIL": {"data", "__main__", "report", "visualize", "_canvas", "_charts", "plots", "study"},
     "skimage": {"data", "report", "visualize", "metrics", "quality"},
     "matplotlib": {"report", "visualize", "_canvas", "_charts", "plots"},
