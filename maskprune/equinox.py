@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -87,7 +88,11 @@ def training(module: eqx.Module, state: State | None = None, *, batched: bool = 
         `train_apply(params, model_state, *inputs, key=None) -> (output, new_model_state)`, pure. `model_state` is as
         `from_module` gives it, None included. A module whose call has an argument `key` gets one, for every example
         its own.
+
+    Warns:
+        UserWarning: All layers stand in inference mode, as after `eqx.nn.inference_mode(module)`.
     """
+    _warn_if_evaluated(module)
     parts = _take_apart(module, state)
     call = _caller(module, batched=batched, axis_name=axis_name)
 
@@ -147,6 +152,17 @@ def to_module(
         suspects=suspects,
     )
     return small if small_state is None else (small, small_state)
+
+
+def _warn_if_evaluated(module: Any) -> None:
+    has_mode = lambda node: isinstance(node, eqx.Module) and hasattr(node, "inference")
+    modes = [node.inference for node in jax.tree.leaves(module, is_leaf=has_mode) if has_mode(node)]
+    if len(modes) > 1 and all(mode is True for mode in modes):
+        warnings.warn(
+            f"All layers of the {type(module).__name__} stand in inference mode, and so they will train: without "
+            "dropout, by stored statistics. Use `eqx.nn.inference_mode(module, False)`; to hold some layers, `freeze`.",
+            stacklevel=3,
+        )
 
 
 # Modules and states as dictionaries, and back.

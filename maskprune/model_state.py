@@ -122,17 +122,19 @@ def held_entries(network: Network, model_state: Any) -> dict[str, jax.Array]:
 def _state_slices(groups: Groups, leaves: Mapping[str, Any]) -> dict[str, list[tuple[str, Slice]]]:
     """`{path: [(group, slice), ...]}`; where the state is a part of a larger one, leaves are found by their end."""
     found: dict[str, list[tuple[str, Slice]]] = {}
+    lost = []
     for group in groups:
         for piece in group.with_role("state"):
             paths = [piece.leaf] if piece.leaf in leaves else [p for p in leaves if p.endswith(f"/{piece.leaf}")]
             for path in paths:
                 found.setdefault(path, []).append((group.name, piece))
-            if not paths and leaves:
-                warnings.warn(
-                    f"The model state lacks `{piece.leaf}`, which belongs to masks of `{group.name}`: their statistics "
-                    "cannot be held. Train with the state that was given to `trace`.",
-                    stacklevel=4,
-                )
+            lost += [] if paths else [f"`{piece.leaf}`"]
+    if lost and leaves:
+        warnings.warn(
+            f"The model state lacks {', '.join(lost)}, which belong to masks: these statistics cannot be held. Train "
+            "with the state that was given to `trace`.",
+            stacklevel=4,
+        )
     return found
 
 
