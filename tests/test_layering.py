@@ -49,6 +49,7 @@ FLOORS = {
         "nnx",
         "linen",
         "equinox",
+        "_equinox_parts",
         "_equinox_widths",
         "haiku",
         "curvature",
@@ -143,7 +144,7 @@ KNOWS_NO_LIBRARY = {
 }
 LIBRARY_ROOMS = {
     "flax": {"models", "nnx", "linen"},
-    "equinox": {"equinox", "_equinox_widths"},
+    "equinox": {"equinox", "_equinox_parts", "_equinox_widths"},
     "haiku": {"haiku"},
     "PIL": {"data", "__main__", "report", "visualize", "_canvas", "_charts", "plots", "study"},
     "skimage": {"data", "report", "visualize", "metrics", "quality"},
