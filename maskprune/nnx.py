@@ -119,13 +119,13 @@ def _hold(module: nnx.Module, flags: Mapping[tuple[Any, ...], Flags]) -> None:
     """Makes the layers whose statistics may be held select by the flags."""
     for keys, found in flags.items():
         layer, name = _owner(module, keys)
+        called = any("__call__" in vars(kind) for kind in type(layer).__mro__)
         if isinstance(layer, nnx.SpectralNorm):  # computes the same in both modes
             found.use()
-        if not hasattr(layer, "use_running_average") or not hasattr(layer, name):
-            continue
-        found.use()
-        object.__setattr__(layer, "__class__", _selecting(type(layer)))
-        setattr(layer, f"{HELD}{name}", Held(found.entries))
+        elif called and hasattr(layer, "use_running_average") and hasattr(layer, name):
+            found.use()
+            object.__setattr__(layer, "__class__", _selecting(type(layer)))
+            setattr(layer, f"{HELD}{name}", Held(found.entries))
 
 
 def _owner(module: nnx.Module, keys: Sequence[Any]) -> tuple[Any, str]:
@@ -151,7 +151,8 @@ def _selecting(kind: type) -> type:
         given = bound.arguments.get("use_running_average")
         if layer.use_running_average if given is None else given:
             return kind.__call__(layer, *args, **kwargs)
-        held = {name.removeprefix(HELD): value[...] for name, value in vars(layer).items() if name.startswith(HELD)}
+        flagged = ((name, value) for name, value in vars(layer).items() if isinstance(value, Held))
+        held = {name.removeprefix(HELD): value[...] for name, value in flagged}
         before = {name: getattr(layer, name)[...] for name in held}
         stored = _evaluated(kind, layer, bound)
         trained = kind.__call__(layer, *args, **kwargs)
