@@ -65,7 +65,7 @@ REBUILT = {
     "autoencoder": (lambda: (equinox_nets.Autoencoder(KEY), None), pictures(5, 2, 2, 12, 12)),
     "vit": (lambda: (equinox_nets.ViT(KEY), None), pictures(3, 2, 3, 12, 12)),
 }
-SLOW = ("ema", "autoencoder", "vit")
+SLOW = ("words", "ema", "autoencoder", "vit")
 
 
 def randomized(module, state):
