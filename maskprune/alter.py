@@ -8,7 +8,7 @@ afresh.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from maskprune._strict import strict
 from maskprune.groups import Slice, leaf_path, leaves_by_path
-from maskprune.network import Flags, Network, Params, entries, on_device
+from maskprune.network import Flags, Network, Params, entries, match_leaves, on_device
 
 
 Chosen = Mapping[str, Any]  # {group: bool[C]}, as made by `choose`
@@ -47,25 +47,51 @@ def enable(network: Network, chosen: Chosen) -> Network:
 
 
 @strict
-def freeze(network: Network, chosen: Chosen) -> Network:
-    """Holds the own numbers (kernel, bias) of masks bit for bit; they still produce output.
+def freeze(network: Network, chosen: Chosen | None = None, *, leaves: str | Sequence[str] = ()) -> Network:
+    """Holds the own numbers of masks (kernel, bias, statistics) bit for bit; they still produce output.
+
+    Args:
+        network: The network.
+        chosen: `{group: bool[C]}`, which masks. They are data: other masks compile nothing anew.
+        leaves: Patterns (as in `fnmatch`) of whole leaves, such as `"encoder/*"`. In the model state, leaves that match
+            are held, and those of a layer whose parameters are all held: `"norm/*"` holds the statistics of `norm`.
+            Which leaves are held is static: a training step compiles again where they change.
 
     Raises:
         KeyError: `chosen` names a group that does not exist.
-        ValueError: `chosen` holds something else than bool[C] for a group.
+        ValueError: `chosen` holds something else than bool[C] for a group, a pattern matches no leaf, or neither masks
+            nor leaves are given.
     """
-    return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, value=True))
+    return _held(network, chosen, leaves, hold=True)
 
 
 @strict
-def thaw(network: Network, chosen: Chosen) -> Network:
-    """Lets frozen masks learn again.
+def thaw(network: Network, chosen: Chosen | None = None, *, leaves: str | Sequence[str] = ()) -> Network:
+    """Lets frozen masks, or whole leaves, learn again.
+
+    Args:
+        network: The network.
+        chosen: `{group: bool[C]}`, which masks.
+        leaves: Patterns of whole leaves, as for `freeze`; `"*"` lets all of them learn.
 
     Raises:
         KeyError: `chosen` names a group that does not exist.
-        ValueError: `chosen` holds something else than bool[C] for a group.
+        ValueError: `chosen` holds something else than bool[C] for a group, a pattern matches no leaf, or neither masks
+            nor leaves are given.
     """
-    return dataclasses.replace(network, frozen=_merge(network, network.frozen, chosen, value=False))
+    return _held(network, chosen, leaves, hold=False)
+
+
+def _held(network: Network, chosen: Chosen | None, leaves: str | Sequence[str], *, hold: bool) -> Network:
+    if chosen is None and not leaves:
+        raise ValueError(
+            "`chosen` and `leaves` are missing: give masks, made by `choose`, or patterns of whole leaves."
+        )
+    named = match_leaves("leaves", leaves, network.params, network.groups)
+    before, every = set(network.fixed), match_leaves("leaves", "*", network.params, network.groups)
+    fixed = before | set(named) if hold else before - set(named)
+    frozen = _merge(network, network.frozen, chosen or {}, value=hold)
+    return dataclasses.replace(network, frozen=frozen, fixed=tuple(path for path in every if path in fixed))
 
 
 @strict

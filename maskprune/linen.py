@@ -7,15 +7,20 @@ nothing of masks.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.core
 import jax
+import jax.numpy as jnp
 from flax import linen
 
 from maskprune.grouped import convolution_groups
 from maskprune.groups import leaves_by_path
+from maskprune.model_state import Flags, flags_of, like, plain, select_stored
 from maskprune.rebuilt import RebuildError as RebuildError
 from maskprune.rebuilt import check_rebuilt
 
@@ -81,6 +86,9 @@ def training(
 ) -> Apply:
     """The same function in training mode, with dropout and batch statistics at work.
 
+    A layer whose own field says `use_running_average=True` stays in evaluation. In a training step, channels whose
+    masks are frozen are normalized by their stored statistics.
+
     Args:
         module: As for `from_module`.
         settings: Keyword arguments of the call in training mode, such as `{"train": True}`.
@@ -93,16 +101,82 @@ def training(
         own from it.
     """
     keywords = dict(settings)
+    known: set[tuple[str, ...]] = set()  # leaves of layers that select: a user's own `jit` may trace them once only
 
     def train_apply(params: Any, model_state: Any, *inputs: Any, key: jax.Array | None = None) -> tuple[Any, Any]:
-        state = {} if model_state is None else model_state
+        flags = flags_of(model_state)
+        state = {} if model_state is None else _with_flags(plain(model_state), flags)
         rngs = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in enumerate(random)}
-        output, changed = module.apply(
-            {"params": params, **state}, *inputs, method=method, rngs=rngs, mutable=list(state), **keywords
-        )  # type: ignore[misc]
-        return output, None if model_state is None else {**state, **flax.core.unfreeze(changed)}
+        with linen.intercept_methods(functools.partial(_select, known)) if flags else contextlib.nullcontext():
+            output, changed = module.apply(
+                {"params": params, **state}, *inputs, method=method, rngs=rngs, mutable=list(state), **keywords
+            )  # type: ignore[misc]
+        for keys in known & flags.keys():
+            flags[keys].use()
+        if model_state is None:
+            return output, None
+        return output, like(model_state, _without_flags({**state, **flax.core.unfreeze(changed)}))
 
     return train_apply
+
+
+# Flags of held statistics travel as variables beside them, which every lifted transform takes along.
+
+HELD = " held"
+
+
+def _with_flags(state: Any, flags: Mapping[tuple[Any, ...], Flags], keys: tuple[Any, ...] = ()) -> Any:
+    if not isinstance(state, dict):
+        return state
+    inner = {key: _with_flags(value, flags, (*keys, key)) for key, value in state.items()}
+    mine = {f"{key}{HELD}": flags[*keys, key].entries for key in state if (*keys, key) in flags}
+    return inner | mine
+
+
+def _without_flags(state: Any) -> Any:
+    if not isinstance(state, Mapping):
+        return state
+    return {key: _without_flags(value) for key, value in state.items() if not str(key).endswith(HELD)}
+
+
+def _select(known: set[tuple[str, ...]], call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Runs a layer that is in training in both modes, and selects by the flags of its statistics."""
+    module = context.module
+    spectral = isinstance(module, linen.SpectralNorm)  # computes the same in both modes
+    if context.method_name != "__call__" or not (spectral or hasattr(module, "use_running_average")):
+        return call(*args, **kwargs)
+    variables = module.variables
+    held = {
+        (collection, name): value
+        for collection, found in variables.items()
+        for name, value in found.items()
+        if name.endswith(HELD)
+    }
+    known |= {(collection, *module.path, name.removesuffix(HELD)) for collection, name in held}
+    bound = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+    given = bound.arguments.get("use_running_average")
+    if not held or spectral or (module.use_running_average if given is None else given):
+        return call(*args, **kwargs)
+    before = _without_flags(variables)  # a copy: training changes the others
+    stored = _evaluated(module, before, bound)
+    axis = getattr(module, "axis", -1)
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    trained = call(*args, **kwargs)
+    for (collection, name), flags in held.items():  # the layer may be used again
+        if module.is_mutable_collection(collection):
+            name = name.removesuffix(HELD)
+            new = jnp.where(flags, before[collection][name], module.get_variable(collection, name))
+            module.put_variable(collection, name, new)
+    return select_stored(list(held.values()), stored, trained, axes=axes)
+
+
+def _evaluated(module: Any, variables: Any, bound: inspect.BoundArguments) -> Any:
+    """What a layer gives in evaluation, by a copy of it that stands alone."""
+    told = "use_running_average" in bound.signature.parameters
+    alone = module.clone(parent=None, use_running_average=None if told else True)
+    arguments = {**bound.arguments, "use_running_average": True} if told else dict(bound.arguments)
+    again = inspect.BoundArguments(bound.signature, arguments)  # type: ignore[arg-type]
+    return alone.apply(variables, *again.args[1:], **again.kwargs)
 
 
 def widths(small_params: Any) -> dict[str, int | tuple[int, ...]]:

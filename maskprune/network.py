@@ -36,7 +36,7 @@ class Network:
         enabled: `{group: bool[C]}`, False where a mask contributes exactly nothing.
         frozen: `{group: bool[C]}`, True where a mask keeps its values bit for bit.
         groups: Static. What the masks are.
-        fixed: Static. Paths of whole leaves that never train.
+        fixed: Static. Paths of whole leaves that never train; leaves of the model state among them are held whole.
     """
 
     params: Params
@@ -47,14 +47,14 @@ class Network:
 
 
 @strict
-def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -> Network:
+def init_network(params: Params, groups: Groups, *, fixed: str | Sequence[str] = ()) -> Network:
     """Makes a network with every mask enabled and none frozen.
 
     Args:
         params: Pytree of arrays (or of anything `jnp.asarray` takes).
         groups: What the masks of `params` are.
-        fixed: Patterns (as in `fnmatch`, on leaf paths such as `"conv1/*"`) of leaves that never train. Leaves that
-            are not floating point never train either.
+        fixed: Patterns (as in `fnmatch`, on leaf paths such as `"conv1/*"`) of leaves that never train; see the
+            `leaves` of `freeze`. Leaves that are not floating point never train either.
 
     Raises:
         TypeError: A leaf of `params` is no array.
@@ -68,7 +68,7 @@ def init_network(params: Params, groups: Groups, *, fixed: Sequence[str] = ()) -
         enabled={group.name: on_device(np.ones(group.size, bool)) for group in groups},
         frozen={group.name: on_device(np.zeros(group.size, bool)) for group in groups},
         groups=groups,
-        fixed=_match_leaves(fixed, params),
+        fixed=match_leaves("fixed", fixed, params, groups),
     )
 
 
@@ -195,12 +195,26 @@ def _negated(flags: Mapping[str, jax.Array]) -> Flags:
     return {name: ~values for name, values in flags.items()}
 
 
-def _match_leaves(patterns: Sequence[str], params: Params) -> tuple[str, ...]:
-    paths = list(leaves_by_path(params))
+def match_leaves(name: str, patterns: str | Sequence[str], params: Params, groups: Groups) -> tuple[str, ...]:
+    """Paths that match a pattern, of parameters and of those state leaves that the groups know.
+
+    The name of a collection, which Linen puts before the path of a layer in the state, need not stand in a pattern.
+
+    Raises:
+        ValueError: A pattern matches none; it belongs to the argument `name`.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    own = list(leaves_by_path(params))
+    state = dict.fromkeys(piece.leaf for group in groups for piece in group.with_role("state"))
+    tops = {path.split("/")[0] for path in own}
+    names: dict[str, tuple[str, ...]] = {path: (path,) for path in own}
+    for path in state:
+        top, _, inner = path.partition("/")
+        names[path] = (path,) if top in tops else (path, inner)
     for pattern in patterns:
-        if not fnmatch.filter(paths, pattern):
-            raise ValueError(f"`fixed` holds `{pattern}`, which matches no leaf. The leaves are {', '.join(paths)}.")
-    return tuple(path for path in paths if any(fnmatch.fnmatch(path, pattern) for pattern in patterns))
+        if not fnmatch.filter([each for every in names.values() for each in every], pattern):
+            raise ValueError(f"`{name}` holds `{pattern}`, which matches no leaf. The leaves are {', '.join(names)}.")
+    return tuple(path for path, every in names.items() if any(fnmatch.filter(every, pattern) for pattern in patterns))
 
 
 def _check_number(group: Group, number: int) -> int:

@@ -6,7 +6,10 @@ wants; a small network becomes an ordinary module with narrower layers. Knows Fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -14,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskprune.grouped import convolution_groups
-from maskprune.rebuilt import REMEDY, check_rebuilt
+from maskprune.model_state import Flags, flags_of, like, plain, select_stored
+from maskprune.rebuilt import REMEDY
 from maskprune.rebuilt import RebuildError as RebuildError
 
 
@@ -57,25 +61,123 @@ def from_module(module: nnx.Module) -> tuple[Apply, Any, Any]:
 
 
 def training(module: nnx.Module) -> Apply:
-    """The same function in training mode, with dropout and batch statistics at work.
+    """The same function in training, with dropout and batch statistics at work.
+
+    Every layer runs in the mode in which it stands in the module: a layer that you set to evaluation stays there. In a
+    training step, channels whose masks are frozen are normalized by their stored statistics.
 
     Returns:
         `train_apply(params, model_state, *inputs, key=None) -> (output, new_model_state)`, pure. `model_state` is as
         `from_module` gives it, None included. `key` seeds every random stream of the module; without one, all calls
         draw the same numbers.
+
+    Warns:
+        UserWarning: All layers stand in evaluation mode, as after `module.eval()`.
     """
-    trained = _copy(module)
-    trained.train()
-    graph, _, _, random, rest = nnx.split(trained, nnx.Param, STATE, nnx.RngState, ...)
+    _warn_if_evaluated(module)
+    graph, _, _, random, rest = nnx.split(_copy(module), nnx.Param, STATE, nnx.RngState, ...)
 
     def train_apply(params: Any, model_state: Any, *inputs: Any, key: jax.Array | None = None) -> tuple[Any, Any]:
         streams = random if key is None else _reseeded(random, key)
-        state = {} if model_state is None else model_state
+        state = {} if model_state is None else plain(model_state)
         running = nnx.merge(graph, params, state, streams, rest, copy=True)
+        _hold(running, flags_of(model_state))
         output = running(*inputs)
-        return output, None if model_state is None else nnx.to_pure_dict(nnx.state(running, STATE))
+        if model_state is None:
+            return output, None
+        return output, like(model_state, nnx.to_pure_dict(nnx.state(running, nnx.All(STATE, nnx.Not(Held)))))
 
     return train_apply
+
+
+MODES = ("use_running_average", "deterministic")
+
+
+def _warn_if_evaluated(module: nnx.Module) -> None:
+    found = [getattr(layer, name) for _, layer in nnx.iter_modules(module) for name in MODES if hasattr(layer, name)]
+    if len(found) > 1 and all(flag is True for flag in found):
+        warnings.warn(
+            f"All layers of the {type(module).__name__} stand in evaluation mode, and so they will train: without "
+            "dropout, by stored statistics. Call `module.train()` first; to hold some layers, use `freeze`.",
+            stacklevel=3,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Held statistics. A layer that is in training gets the flags as a variable of its own, which every transform of Flax
+# takes along, and a class that runs it in both modes and selects.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+HELD = "held_"
+
+
+class Held(nnx.BatchStat):
+    """Flags of a layer's statistics, true where they are held."""
+
+
+def _hold(module: nnx.Module, flags: Mapping[tuple[Any, ...], Flags]) -> None:
+    """Makes the layers whose statistics may be held select by the flags."""
+    for keys, found in flags.items():
+        layer, name = _owner(module, keys)
+        called = any("__call__" in vars(kind) for kind in type(layer).__mro__)
+        if isinstance(layer, nnx.SpectralNorm):  # computes the same in both modes
+            found.use()
+        elif called and hasattr(layer, "use_running_average") and hasattr(layer, name):
+            found.use()
+            object.__setattr__(layer, "__class__", _selecting(type(layer)))
+            setattr(layer, f"{HELD}{name}", Held(found.entries))
+
+
+def _owner(module: nnx.Module, keys: Sequence[Any]) -> tuple[Any, str]:
+    """The innermost layer on the way to a variable, and the way from there."""
+    node: Any = module
+    owner, rest = node, keys
+    for number, key in enumerate(keys):
+        node = node[key] if isinstance(node, list | tuple | dict | nnx.List | nnx.Dict) else getattr(node, key)
+        if isinstance(node, nnx.Module):
+            owner, rest = node, keys[number + 1 :]
+    return owner, "_".join(map(str, rest))
+
+
+@functools.cache
+def _selecting(kind: type) -> type:
+    """The kind of layer, which selects by its flags; such a kind itself."""
+    if getattr(kind, "selects", False):
+        return kind
+    signature = inspect.signature(kind.__call__)
+
+    def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(layer, *args, **kwargs)
+        given = bound.arguments.get("use_running_average")
+        if layer.use_running_average if given is None else given:
+            return kind.__call__(layer, *args, **kwargs)
+        flagged = ((name, value) for name, value in vars(layer).items() if isinstance(value, Held))
+        held = {name.removeprefix(HELD): value[...] for name, value in flagged}
+        before = {name: getattr(layer, name)[...] for name in held}
+        stored = _evaluated(kind, layer, bound)
+        trained = kind.__call__(layer, *args, **kwargs)
+        for name, flags in held.items():  # the layer may be used again
+            variable = getattr(layer, name)
+            variable[...] = jnp.where(flags, before[name], variable[...])
+        axis = getattr(layer, "axis", -1)
+        return select_stored(list(held.values()), stored, trained, axes=axis if isinstance(axis, tuple) else (axis,))
+
+    return type(kind.__name__, (kind,), {"__call__": __call__, "selects": True, "__module__": kind.__module__})
+
+
+def _evaluated(kind: Any, layer: Any, bound: inspect.BoundArguments) -> Any:
+    """What a layer gives in evaluation mode."""
+    mode, fields = layer.use_running_average, vars(layer)
+    arguments = dict(bound.arguments)
+    if "use_running_average" in bound.signature.parameters:
+        arguments["use_running_average"] = True
+    again = inspect.BoundArguments(bound.signature, arguments)  # type: ignore[arg-type]
+    fields["use_running_average"] = True
+    try:
+        return kind.__call__(*again.args, **again.kwargs)
+    finally:
+        fields["use_running_average"] = mode
 
 
 def to_module(

@@ -18,6 +18,7 @@ import optax
 
 from maskprune._strict import check_leaves, strict
 from maskprune.hold import held, hold
+from maskprune.model_state import run_holding
 from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
 from maskprune.objective import offers
 
@@ -70,9 +71,11 @@ def make_train_step(
 ) -> Step:
     """Makes `step(state, batch, *, key=None, progress=0.0, rate=1.0) -> (state, info)`, ready for `jit` and `vmap`.
 
-    Frozen and disabled entries come out bit-identical under any optimizer. The learning-rate schedule may read
-    `progress` (see `scale_by_progress`), and `rate`. Every update is multiplied by `rate`: where the learning rate is
-    the optimizer's last factor, as in all of optax's own, that is another learning rate.
+    Frozen and disabled entries come out bit-identical under any optimizer, those of the model state as well; a loss on
+    an adapter's `training` also normalizes held channels by their stored statistics (`docs/tracing.md`). The
+    learning-rate schedule may read `progress` (see `scale_by_progress`), and `rate`. Every update is multiplied by
+    `rate`: where the learning rate is the optimizer's last factor, as in all of optax's own, that is another learning
+    rate.
 
     Args:
         loss: `loss(params, batch) -> float32[]`; `params` are the effective parameters. With `stateful`,
@@ -91,13 +94,15 @@ def make_train_step(
         step = make_train_step(loss, optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()))
     """
 
-    def full_loss(params: Any, batch: Any, model_state: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        return loss(params, batch, model_state, key) if stateful else (loss(params, batch), model_state)
+    def full_loss(params: Any, batch: Any, state: TrainState, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        if not stateful:
+            return loss(params, batch), state.model_state
+        return run_holding(state.network, state.model_state, lambda given: loss(params, batch, given, key))
 
     def step(
         state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0, rate: Any = 1.0
     ) -> Any:
-        of = lambda params: full_loss(params, batch, state.model_state, key)
+        of = lambda params: full_loss(params, batch, state, key)
         found, grads = _gradients(of, state.network)
         measured = Measured(lambda params: of(params)[0], found[0], grads)
         return take_updates(optimizer, state, grads, measured, found[1], rate=rate, arguments={"progress": progress})

@@ -125,6 +125,10 @@ def own():
     group = mp.Group("g", 2, (mp.Slice("w", 3, (0, 1), "out"),))
     square = mp.init_network({"w": jnp.ones((3, 3, 2, 2))}, mp.Groups((group,)))
     return {
+        "freeze": {"chosen": w["chosen"], "leaves": ["conv1/*"]},
+        "thaw": {"chosen": w["chosen"], "leaves": "conv1/*"},
+        "init_network": {"fixed": ["conv1/*"]},
+        "select_statistics": {"state": {"mean": jnp.zeros(2)}, "batch": {"mean": jnp.ones(2)}},
         "shrink": {"apply": lambda params, x: w["apply"](params, x)},
         "bypass": {"network": square, "name": "g"},
         "picture_task": {"border": 2, "batch": 2, "crop": 12},

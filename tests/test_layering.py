@@ -34,7 +34,7 @@ FLOORS = {
         "statistics",
         "checkpoint",
     },
-    2: {"network", "cells", "labels", "rules", "reading", "trace", "models"},
+    2: {"network", "model_state", "cells", "labels", "rules", "reading", "trace", "models"},
     3: {
         "alter",
         "plan",
@@ -52,6 +52,10 @@ FLOORS = {
         "rebuilt",
         "nnx",
         "linen",
+        "equinox",
+        "_equinox_parts",
+        "_equinox_widths",
+        "haiku",
         "curvature",
         "surgery",
         "readers",
@@ -147,6 +151,8 @@ KNOWS_NO_LIBRARY = {
 }
 LIBRARY_ROOMS = {
     "flax": {"models", "nnx", "linen"},
+    "equinox": {"equinox", "_equinox_parts", "_equinox_widths"},
+    "haiku": {"haiku"},
     "PIL": {"data", "__main__", "report", "visualize", "_canvas", "_charts", "plots", "study"},
     "skimage": {"data", "report", "visualize", "metrics", "quality"},
     "matplotlib": {"report", "visualize", "_canvas", "_charts", "plots"},
