@@ -9,6 +9,7 @@ position of that atom. Knows no jaxpr.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ def _clauses_by(
     names, number = np.unique(keys, return_inverse=True)
     number, kinds = _unique_pairs(number, kinds)
     starts = np.searchsorted(number, np.arange(len(names) + 1))
-    lists = [kinds[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+    lists = [kinds[a:b].tolist() for a, b in pairwise(starts)]
     return {int(name): tuple(clauses[kind] for kind in each) for name, each in zip(names, lists, strict=True)}
 
 

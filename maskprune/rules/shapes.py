@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -20,7 +21,8 @@ def broadcast_in_dim(labels: Labels, equation: Equation, value: Value) -> Value:
         if source is not None and value.shape[source] == size:
             axes[position] = value.axes[source]
         else:
-            axes[position] = labels.axis(size, dead=fill)
+            new = labels.axis(size, dead=fill)
+            axes[position] = new and dataclasses.replace(new, copies=True)
     return Value(shape, tuple(axes), None, value.weights)
 
 
@@ -56,13 +58,45 @@ def reshape(labels: Labels, equation: Equation, value: Value) -> Value:
             for i in left:
                 labels.pin(value.axes[i], why)
             continue
-        whole = labels.merge([value.axes[i] for i in left], [value.shape[i] for i in left])
+        whole = labels.merge([value.axes[i] for i in left], [value.shape[i] for i in left], why)
         for place, rest in zip(right[:-1], range(1, len(right)), strict=True):
             inner = math.prod(shape[i] for i in right[rest:])
             axes[place], whole = labels.split(whole, shape[place], inner, why)
         if right:
             axes[right[-1]] = whole
     return Value(shape, tuple(axes), None, value.weights)
+
+
+def reshape_shrink(site: Site, array: Any) -> Any:
+    """Copies that go one by one leave no grid of rows and columns: they are picked, block by block."""
+    before = list(zip(site.full[0], site.inputs[0], strict=True))
+    after = list(zip(site.full_outputs[0], site.outputs[0], strict=True))
+    if all(kept is None for _, kept in (*before, *after)):
+        return site.bind(array, new_sizes=site.shapes[0])
+    runs = blocks(site.full[0], site.full_outputs[0])
+    sources = [_sources([before[i] for i in left], [after[i] for i in right]) for left, right in runs]
+    if any(source is not None for source in sources):
+        array = array.reshape([math.prod(array.shape[i] for i in left) for left, _ in runs])
+        for axis, source in enumerate(sources):
+            array = array if source is None else select(array, source, axis)
+    return site.bind(array, new_sizes=site.shapes[0])
+
+
+def _sources(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> np.ndarray | None:
+    """Where among the flattened entries of a cut block those of the new one stand; None if they are the same.
+
+    Takes `(size, kept)` for each axis. A place that is not kept is a copy of any other along its axis.
+    """
+    if all(kept is None for _, kept in (*before, *after)):
+        return None
+    grid = np.ix_(*(np.arange(size) if kept is None else kept for size, kept in after))
+    wanted = np.ravel_multi_index(grid, [size for size, _ in after]).ravel()
+    places, sizes = [], []
+    for along, (size, kept) in zip(np.unravel_index(wanted, [size for size, _ in before]), before, strict=True):
+        sizes.append(size if kept is None else len(kept))
+        places.append(along if kept is None else np.maximum(inside(None, kept, along), 0))
+    found = np.ravel_multi_index(places, sizes) if len(wanted) else wanted
+    return None if np.array_equal(found, np.arange(math.prod(sizes))) else found
 
 
 def transpose(labels: Labels, equation: Equation, value: Value) -> Value:
@@ -263,7 +297,7 @@ def made_shrink(site: Site, *arrays: Any) -> Any:
 
 RULES = {
     "broadcast_in_dim": Rule(broadcast_in_dim, lambda site, x: site.bind(x, shape=site.shapes[0])),
-    "reshape": Rule(reshape, lambda site, x: site.bind(x, new_sizes=site.shapes[0])),
+    "reshape": Rule(reshape, reshape_shrink),
     "transpose": Rule(transpose),
     "squeeze": Rule(squeeze),
     "concatenate": Rule(concatenate),
