@@ -122,7 +122,22 @@ class Labels:
         if len(cells) < 2:
             self.cells.pin(cells, why)
             return None
-        return Axis(cells, np.where(new, fill, axis.dead[positions]), axis.leaves)
+        dead = np.where(new, fill, axis.dead[positions])
+        return Axis(self.apart(cells, dead, inner=bool((np.diff(positions) >= 0).all())), dead, axis.leaves)
+
+    def apart(self, cells: Ids, dead: np.ndarray, *, inner: bool = False) -> Ids:
+        """Lets places that hold the same thing go one by one, where no proof rests on what they hold when that is gone.
+
+        The cell of a place becomes a pair with a cell of its own: the inner one, or else the outer one.
+        """
+        free = np.isnan(dead)
+        if not free.any():
+            return cells
+        _, number, counts = np.unique(cells, return_inverse=True, return_counts=True)
+        free &= (counts[number] > 1) & (cells != PINNED)
+        own, found = self.cells.fresh(int(free.sum())), cells.copy()
+        found[free] = self.cells.pair(cells[free], own) if inner else self.cells.pair(own, cells[free])
+        return found
 
     def summed(self, axis: Axis | None, neutral: float, why: Any) -> None:
         """Declares that an operation combines all positions of an axis, to which only `neutral` adds nothing."""

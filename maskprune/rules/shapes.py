@@ -50,6 +50,7 @@ def reshape(labels: Labels, equation: Equation, value: Value) -> Value:
     shape = equation.shapes[0]
     axes: list[Axis | None] = [None] * len(shape)
     why = equation.why("a reshape cuts across these channels")
+    needed = equation.why("one of these copies is needed to make the others")
     if 0 in shape or equation.params.get("dimensions") is not None:
         labels.pin_all([value], why)
         return Value(shape, tuple(axes), None, value.weights)
@@ -58,7 +59,7 @@ def reshape(labels: Labels, equation: Equation, value: Value) -> Value:
             for i in left:
                 labels.pin(value.axes[i], why)
             continue
-        whole = labels.merge([value.axes[i] for i in left], [value.shape[i] for i in left], why)
+        whole = labels.merge([value.axes[i] for i in left], [value.shape[i] for i in left], needed)
         for place, rest in zip(right[:-1], range(1, len(right)), strict=True):
             inner = math.prod(shape[i] for i in right[rest:])
             axes[place], whole = labels.split(whole, shape[place], inner, why)
@@ -144,7 +145,20 @@ def _chain(labels: Labels, parts: list[Axis | None], sizes: list[Any], why: Any)
     cells = [np.repeat(stays, n) if a is None else a.cells for a, n in zip(parts, sizes, strict=True)]
     dead = [np.full(n, UNKNOWN) if a is None else a.dead for a, n in zip(parts, sizes, strict=True)]
     leaves = frozenset().union(*(part.leaves for part in parts if part is not None))
-    return Axis(np.concatenate(cells), np.concatenate(dead), leaves)
+    return Axis(labels.apart(np.concatenate(cells), np.concatenate(dead)), np.concatenate(dead), leaves)
+
+
+def concatenate_shrink(site: Site, *arrays: Any) -> Any:
+    along = site.params["dimension"]
+    after, start, parts = site.outputs[0][along], 0, []
+    for array, full, before in zip(arrays, site.full, site.inputs, strict=True):
+        if after is not None:
+            wanted = after[(after >= start) & (after < start + full[along])] - start
+            source = inside(wanted, before[along], np.arange(full[along]))
+            same = len(source) == array.shape[along]  # the places that stay are in order
+            array, start = array if same else select(array, source, along), start + full[along]
+        parts.append(array)
+    return site.bind(*parts)
 
 
 def reindexed(labels: Labels, value: Value, shape: tuple[Any, ...], sources: dict[int, np.ndarray], why: Any) -> Value:
@@ -259,19 +273,25 @@ def tile(labels: Labels, equation: Equation, value: Value) -> Value:
         if times == 1:
             axes.append(axis)
         elif isinstance(size, int) and size == 1:
-            axes.append(labels.axis(times, dead=value.uniform()))
+            new = labels.axis(times, dead=value.uniform())
+            axes.append(new and dataclasses.replace(new, copies=True))
         else:
-            axes.append(axis and Axis(np.tile(axis.cells, times), np.tile(axis.dead, times), axis.leaves))
+            axes.append(axis and labels.pick(axis, np.tile(np.arange(size), times), why=""))
     return Value(equation.shapes[0], tuple(axes), None, value.weights)
 
 
 def tile_shrink(site: Site, array: Any) -> Any:
-    new = [site.shapes[0][a] if n == 1 and times > 1 else times for a, (n, times) in enumerate(_repeats(site))]
-    return site.bind(array, reps=tuple(new))
-
-
-def _repeats(site: Site) -> list[tuple[Any, int]]:
-    return list(zip(site.full[0], site.params["reps"], strict=True))
+    reps = []
+    for axis, (size, times) in enumerate(zip(site.full[0], site.params["reps"], strict=True)):
+        before, after = site.inputs[0][axis], site.outputs[0][axis]
+        if times == 1 or (before is None and after is None):
+            reps.append(times)
+        elif size == 1:
+            reps.append(site.shapes[0][axis])
+        else:
+            array = select(array, inside(after, before, np.tile(np.arange(size), times)), axis)
+            reps.append(1)
+    return site.bind(array, reps=tuple(reps))
 
 
 def stack(labels: Labels, equation: Equation, *values: Value) -> Value:
@@ -300,7 +320,7 @@ RULES = {
     "reshape": Rule(reshape, reshape_shrink),
     "transpose": Rule(transpose),
     "squeeze": Rule(squeeze),
-    "concatenate": Rule(concatenate),
+    "concatenate": Rule(concatenate, concatenate_shrink),
     "slice": Rule(slice_label, slice_shrink),
     "rev": Rule(rev),
     "split": Rule(split, split_shrink),
