@@ -104,7 +104,8 @@ def cost(
     """Counts what a function costs, and what each mask would save.
 
     A loop of unknown length (`while`) counts once, of a choice (`cond`) the largest branch counts; `.notes` says so.
-    When a group has lost all its masks, the work that led up to it still counts, though a compiler may drop it.
+    Where a layer has lost all its channels, the work that led up to it still counts, though a compiler may drop it.
+    Masks may overlap: a position goes when any of its masks does.
 
     Args:
         apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)` where there is a state.

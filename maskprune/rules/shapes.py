@@ -96,7 +96,7 @@ def _sources(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> np.
     for along, (size, kept) in zip(np.unravel_index(wanted, [size for size, _ in before]), before, strict=True):
         sizes.append(size if kept is None else len(kept))
         places.append(along if kept is None else np.maximum(inside(None, kept, along), 0))
-    found = np.ravel_multi_index(places, sizes) if len(wanted) else wanted
+    found = np.asarray(np.ravel_multi_index(places, sizes)) if len(wanted) else wanted
     return None if np.array_equal(found, np.arange(math.prod(sizes))) else found
 
 
