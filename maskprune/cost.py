@@ -21,16 +21,18 @@ import numpy as np
 
 from maskprune._jaxprs import BODIES
 from maskprune._strict import Count, strict
+from maskprune.conditions import make_conditions
 from maskprune.conv import OWN
 from maskprune.groups import Groups
-from maskprune.labels import Axis, Labels
+from maskprune.labels import Labels
 from maskprune.network import Flags
 from maskprune.plan import make_plan
+from maskprune.positions import STAYS, Positions
 from maskprune.reading import Reading, Rules, Scope, read_jaxpr
 from maskprune.rules import RULES
 from maskprune.shrink import shrink
-from maskprune.sizes import Extents, Largest, Part, Sizes, Term, gather, times
-from maskprune.trace import LeafAxis, read_network, trace
+from maskprune.sizes import Largest, Lengths, Part, Sizes, Term, gather, times
+from maskprune.trace import read_network, trace
 
 
 MEASURES = ("parameters", "multiply_adds", "bytes")
@@ -102,7 +104,8 @@ def cost(
     """Counts what a function costs, and what each mask would save.
 
     A loop of unknown length (`while`) counts once, of a choice (`cond`) the largest branch counts; `.notes` says so.
-    When a group has lost all its masks, the work that led up to it still counts, though a compiler may drop it.
+    Where a layer has lost all its channels, the work that led up to it still counts, though a compiler may drop it.
+    Masks may overlap: a position goes when any of its masks does.
 
     Args:
         apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)` where there is a state.
@@ -129,7 +132,7 @@ def cost(
         groups = trace(apply, params, *inputs, model_state=model_state, rules=rules)
     flags = _checked(groups, enabled)
     reading, leaves, _ = read_network(apply, params, inputs, model_state, flag_inexact=True, rules=rules)
-    counter = _Counter(reading.labels, _owners(reading.labels, leaves, groups), groups, {**RULES, **(rules or {})})
+    counter = _Counter(Positions(reading.labels, leaves, groups), groups, {**RULES, **(rules or {})})
     sizes = counter.sizes(reading, jax.tree.leaves(params))
     found = {measure: sizes.evaluate(flags, measure) for measure in MEASURES}
     saves = {g.name: {m: np.rint(found[m][1][g.name]).astype(int) for m in MEASURES} for g in groups}
@@ -160,9 +163,9 @@ def time_calls(calls: Sequence[Callable[[], Any]], *, repeats: Count = 30) -> li
 class _Counter:
     """Writes down the formulas of a function that has been read."""
 
-    def __init__(self, labels: Labels, owners: np.ndarray, groups: Groups, rules: Rules) -> None:
-        self.labels, self.owners, self.groups, self.rules = labels, owners, groups, rules
-        self.extents = Extents(sum(group.size for group in groups))
+    def __init__(self, positions: Positions, groups: Groups, rules: Rules) -> None:
+        self.positions, self.groups, self.rules = positions, groups, rules
+        self.lengths = Lengths()
         self.notes: dict[str, None] = {}
 
     def sizes(self, reading: Reading, params: Sequence[Any]) -> Sizes:
@@ -172,25 +175,21 @@ class _Counter:
         ]
         in_bytes = [times(term, leaf.dtype.itemsize) for term, leaf in zip(leaves, params, strict=True)]
         every = {"parameters": leaves, "bytes": in_bytes, "multiply_adds": self.body(reading.scope)}
-        return Sizes(self.groups, tuple(self.extents.found), {name: gather(parts) for name, parts in every.items()})
+        sums = {name: gather(parts) for name, parts in every.items()}
+        conditions = make_conditions(self.positions.conditions)
+        return Sizes(self.groups, conditions, self.lengths.extents(conditions, self.groups), sums)
 
     def product(self, constants: Sequence[int], axes: Any) -> Term:
         """Of constants and of `(size, Axis or None)`."""
         factor, extents = math.prod(constants), []
         for size, axis in axes:
-            pairs = self.pairs(axis)
-            if len(pairs):
-                extents.append(self.extents.number(size, pairs))
+            numbers = np.zeros(0, int) if axis is None else self.positions.along(axis)
+            going = numbers[numbers != STAYS]
+            if len(going):
+                extents.append(self.lengths.number(size - len(going), going))
             else:
                 factor *= size
         return Term(factor, tuple(sorted(extents)))
-
-    def pairs(self, axis: Axis | None) -> np.ndarray:
-        if axis is None or not len(self.owners):
-            return np.zeros((0, 2), int)
-        positions, atoms = self.labels.cells.atoms(axis.cells)
-        masks = np.where(atoms < len(self.owners), self.owners[np.minimum(atoms, len(self.owners) - 1)], -1)
-        return np.stack([positions, masks], axis=1)[masks >= 0]
 
     def body(self, scope: Scope) -> tuple[Part, ...]:
         return gather(part for position, raw in _used(scope) for part in self.equation(scope, position, raw))
@@ -267,39 +266,6 @@ def _taps(params: Mapping[str, Any], kernel: Sequence[int], out: Sequence[int]) 
         reached = starts[:, None] + np.arange(kernel[k]) * params["rhs_dilation"][i]
         found.append(int(np.sum(reached % params["lhs_dilation"][i] == 0)))
     return found
-
-
-def _owners(labels: Labels, leaves: Sequence[LeafAxis | None], groups: Groups) -> np.ndarray:
-    """For every atom the number of the mask it goes with, -1 for none: that to which all its positions belong."""
-    places = [np.zeros((0, 3), int)]  # (atom, leaf axis, position)
-    pairs = [np.zeros((0, 2), int)]  # (atom, mask), once for every position
-    known, starts = {}, np.cumsum([0, *(group.size for group in groups)])
-    for leaf in leaves:
-        if leaf is not None:
-            known[leaf.leaf, leaf.number, leaf.state] = leaf.axis
-            where, atoms = labels.cells.atoms(leaf.axis.cells)
-            places.append(np.stack([atoms, np.full(len(atoms), len(places)), where], axis=1))
-    for start, piece in (
-        (start, piece) for start, group in zip(starts, groups, strict=False) for piece in group.slices
-    ):
-        axis = known.get((piece.leaf, piece.axis, piece.role == "state"))
-        if axis is None and len(piece.labels) == 1:  # an only channel never goes
-            continue
-        if axis is None or len(axis.cells) != len(piece.labels):
-            raise ValueError(f"The groups label axis {piece.axis} of `{piece.leaf}`, which never shrinks here.")
-        where, atoms = labels.cells.atoms(axis.cells)
-        mine = np.stack([where, atoms, np.asarray(piece.labels)[where]], axis=1)
-        mine = np.unique(mine[mine[:, 2] >= 0], axis=0)
-        pairs.append(mine[:, 1:] + [0, start])
-    return _sole(np.unique(np.concatenate(places), axis=0)[:, 0], np.concatenate(pairs))
-
-
-def _sole(atoms: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    owners = np.full(int(atoms.max(initial=-1)) + 1, -1)
-    found, counts = np.unique(pairs, axis=0, return_counts=True)
-    whole = counts == np.bincount(atoms, minlength=len(owners))[found[:, 0]]
-    owners[found[whole, 0]] = found[whole, 1]
-    return owners
 
 
 def _checked(groups: Groups, enabled: Mapping[str, Any] | None) -> dict[str, np.ndarray]:

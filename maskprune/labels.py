@@ -9,6 +9,7 @@ disabled. This file knows no primitive.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,11 +30,13 @@ class Axis:
         cells: int[n], what stays and goes together (see `Cells`).
         dead: float[n], what entries at a position are while its mask is disabled: a number, `UNKNOWN` or `BROKEN`.
         leaves: Numbers of the leaf axes it comes from, as long as nothing but parameters went into the value.
+        copies: Whether the value is the same at all positions, so that any of them may stand for any other.
     """
 
     cells: Ids
     dead: np.ndarray
     leaves: frozenset[int] = frozenset()
+    copies: bool = False
 
 
 class Value(NamedTuple):
@@ -112,7 +115,8 @@ class Labels:
         for axis in known[1:]:
             if axis.cells is not known[0].cells:
                 self.cells.unify(known[0].cells, axis.cells, why)
-        return dataclasses.replace(known[0], leaves=frozenset().union(*(axis.leaves for axis in known)))
+        leaves, copies = frozenset().union(*(axis.leaves for axis in known)), all(axis.copies for axis in known)
+        return dataclasses.replace(known[0], leaves=leaves, copies=copies)
 
     def pick(self, axis: Axis | None, positions: np.ndarray, *, why: Any, fill: float = UNKNOWN) -> Axis | None:
         """The axis at these positions; -1 stands for a new position that holds `fill`."""
@@ -123,7 +127,22 @@ class Labels:
         if len(cells) < 2:
             self.cells.pin(cells, why)
             return None
-        return Axis(cells, np.where(new, fill, axis.dead[positions]), axis.leaves)
+        dead = np.where(new, fill, axis.dead[positions])
+        return Axis(self.apart(cells, dead, inner=bool((np.diff(positions) >= 0).all())), dead, axis.leaves)
+
+    def apart(self, cells: Ids, dead: np.ndarray, *, inner: bool = False) -> Ids:
+        """Lets places that hold the same thing go one by one, where no proof rests on what they hold when that is gone.
+
+        The cell of a place becomes a pair with a cell of its own: the inner one, or else the outer one.
+        """
+        free = np.isnan(dead)
+        if not free.any():
+            return cells
+        _, number, counts = np.unique(cells, return_inverse=True, return_counts=True)
+        free &= (counts[number] > 1) & (cells != PINNED)
+        own, found = self.cells.fresh(int(free.sum())), cells.copy()
+        found[free] = self.cells.pair(cells[free], own) if inner else self.cells.pair(own, cells[free])
+        return found
 
     def summed(self, axis: Axis | None, neutral: float, why: Any) -> None:
         """Declares that an operation combines all positions of an axis, to which only `neutral` adds nothing."""
@@ -157,22 +176,34 @@ class Labels:
             found.append(None if cells is None else Axis(cells, _agreed(values), axis.leaves))
         return found[0], found[1]
 
-    def merge(self, axes: Sequence[Axis | None], sizes: Sequence[Any]) -> Axis | None:
-        """Several axes flattened into one, the last fastest."""
+    def merge(self, axes: Sequence[Axis | None], sizes: Sequence[Any], why: Any = "") -> Axis | None:
+        """Several axes flattened into one, the last fastest. What was copied along one of them may go copy by copy."""
         known = [axis for axis in axes if axis is not None]
         if not known:
             return None
         if len(known) == 1 and all(axis is not None or size == 1 for axis, size in zip(axes, sizes, strict=True)):
             return known[0]
-        cells = self.cells.merge([None if axis is None else axis.cells for axis in axes], list(sizes))
-        if cells is None:
-            return None
+        cells = self._merged(axes, sizes, why)
         dead = np.full(sizes, UNKNOWN)
         shape = [1] * len(sizes)
         for number, (position, axis) in enumerate((p, a) for p, a in enumerate(axes) if a is not None):
             along = axis.dead.reshape([*shape[:position], -1, *shape[position + 1 :]])
             dead = np.broadcast_to(along, sizes) if number == 0 else np.where(dead == along, dead, UNKNOWN)
         return Axis(cells, dead.ravel(), frozenset().union(*(axis.leaves for axis in known)))
+
+    def _merged(self, axes: Sequence[Axis | None], sizes: Sequence[Any], why: Any) -> Ids:
+        if not any(axis is not None and axis.copies for axis in axes):
+            cells = self.cells.merge([None if axis is None else axis.cells for axis in axes], list(sizes))
+            assert cells is not None
+            return cells
+        grid, parts = np.indices(sizes).reshape(len(sizes), -1), []
+        for axis, places in zip(axes, grid, strict=True):
+            if axis is not None and axis.copies:
+                self.cells.pin(axis.cells[:1], why)  # one copy is needed to make the others from
+                parts.append(self.cells.fresh(grid.shape[1]))
+            elif axis is not None:
+                parts.append(axis.cells[places])
+        return functools.reduce(self.cells.pair, parts)
 
     def _demand(self, cells: Ids, exact: np.ndarray, why: Any) -> None:
         wrong = cells[~exact]

@@ -18,7 +18,7 @@ from flax import nnx
 
 from maskprune.grouped import convolution_groups
 from maskprune.model_state import Flags, flags_of, like, plain, select_stored
-from maskprune.rebuilt import REMEDY
+from maskprune.rebuilt import REMEDY, check_rebuilt
 from maskprune.rebuilt import RebuildError as RebuildError
 
 

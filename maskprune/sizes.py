@@ -15,38 +15,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune.conditions import Conditions, Stretches, by_number
 from maskprune.groups import Groups
 
 
 class Extent(NamedTuple):
-    """The length of an axis whose positions belong to masks: a position counts while all its masks are enabled.
+    """The length of an axis: the positions that always stay, and those that stay while their condition does not hold.
 
     Attributes:
-        positions: int[P], with `masks` every pair of a position and a mask it belongs to, ordered by position.
-        masks: int[P], masks counted through all groups.
-        starts: int[size + 1], where the pairs of every position start, and the end.
-        by_mask: int[P], the order of the pairs by mask.
-        mask_starts: int[M + 1], where the pairs of every mask start in that order, and the end.
+        stays: How many positions have no condition.
+        conditions: int[K], the conditions that others have.
+        counts: int[K], how many positions have each.
+        pairs: int[P], the pairs of these conditions and a mask, by their number in `Conditions`.
+        weights: int[P], how many positions go with the condition of each pair.
+        by_mask: The pairs of every mask.
     """
 
-    positions: np.ndarray
-    masks: np.ndarray
-    starts: np.ndarray
-    by_mask: np.ndarray
-    mask_starts: np.ndarray
+    stays: int
+    conditions: np.ndarray
+    counts: np.ndarray
+    pairs: np.ndarray
+    weights: np.ndarray
+    by_mask: Stretches
 
-    def counts(self, enabled: Any) -> tuple[Any, Any]:
-        """Positions that are left, and int[M], how many of them each mask would take along. `enabled` is bool[M]."""
-        left = _sums(~enabled[self.masks], self.starts) == 0
-        return left.sum(), _sums(left[self.positions[self.by_mask]], self.mask_starts)
+    def lengths(self, holds: Any, completes: Any) -> tuple[Any, Any]:
+        """The length, and int[M], how many positions each mask would take along."""
+        left = self.stays + (self.counts * ~holds[self.conditions]).sum()
+        return left, self.by_mask.sums(self.weights * completes[self.pairs])
 
 
-def make_extent(size: int, pairs: np.ndarray, masks: int) -> Extent:
-    """An axis of `size` positions. `pairs` is int[P, 2]: (position, mask); positions without one always stay."""
-    pairs = np.unique(pairs.reshape(-1, 2), axis=0)
-    by_mask = np.argsort(pairs[:, 1], kind="stable")
-    starts = np.searchsorted(pairs[:, 0], np.arange(size + 1))
-    return Extent(pairs[:, 0], pairs[:, 1], starts, by_mask, np.searchsorted(pairs[by_mask, 1], np.arange(masks + 1)))
+def make_extent(stays: int, named: np.ndarray, counts: np.ndarray, conditions: Conditions, masks: int) -> Extent:
+    """The length of an axis with `stays` positions that never go, and `counts[i]` that go with condition `named[i]`."""
+    starts, ends = np.searchsorted(conditions.pairs[:, 0], [named, named + 1])
+    sizes = ends - starts
+    pairs = np.repeat(ends - np.cumsum(sizes), sizes) + np.arange(sizes.sum())
+    weights = np.repeat(counts, sizes)
+    return Extent(stays, named, counts, pairs, weights, by_number(conditions.pairs[pairs, 1], masks))
 
 
 class Term(NamedTuple):
@@ -72,11 +76,13 @@ class Sizes:
 
     Attributes:
         groups: What the masks are.
-        extents: The lengths that depend on them.
+        conditions: When positions go.
+        extents: The lengths that depend on the masks.
         sums: `{what: parts}`, each the sum of its parts.
     """
 
     groups: Groups
+    conditions: Conditions
     extents: tuple[Extent, ...]
     sums: Mapping[str, tuple[Part, ...]]
 
@@ -94,7 +100,8 @@ class Sizes:
         flags = [enabled[group.name] for group in self.groups]
         xp: Any = jnp if any(isinstance(each, jax.Array) for each in flags) else np
         merged = xp.concatenate([*flags, np.zeros(0, bool)])
-        counts = [[each.astype(float) for each in extent.counts(merged)] for extent in self.extents]
+        state = self.conditions.evaluate(merged)
+        counts = [[each.astype(float) for each in extent.lengths(*state)] for extent in self.extents]
         size, saved = _evaluate(xp, self.sums[what], counts, len(merged))
         ends = np.cumsum([0, *(group.size for group in self.groups)])
         return size, {g.name: saved[a:b] for g, a, b in zip(self.groups, ends, ends[1:], strict=False)}
@@ -110,11 +117,12 @@ def _evaluate(xp: Any, parts: Sequence[Part], counts: Sequence[Any], masks: int)
 
 
 def _product(xp: Any, term: Term, counts: Sequence[Any]) -> tuple[Any, Any]:
-    now, without = xp.ones(()), xp.ones(())
+    now, less = xp.ones(()), xp.zeros(())
     for number in term.extents:
         length, taken = counts[number]
-        now, without = now * length, without * (length - taken)
-    return now, now - without
+        # With a mask gone, (now - less) (length - taken) is left: no difference of large numbers is taken.
+        now, less = now * length, less * length + (now - less) * taken
+    return now, less
 
 
 def _largest(xp: Any, part: Largest, counts: Sequence[Any], masks: int) -> tuple[Any, Any]:
@@ -123,25 +131,24 @@ def _largest(xp: Any, part: Largest, counts: Sequence[Any], masks: int) -> tuple
     return now, now - xp.stack([size - saved for size, saved in found]).max(axis=0)
 
 
-def _sums(values: Any, starts: np.ndarray) -> Any:
-    """Sums over the stretches of `values` that start at `starts`, the last of which is the end."""
-    xp: Any = jnp if isinstance(values, jax.Array) else np
-    total = xp.concatenate([np.zeros(1, int), xp.cumsum(values, dtype=int)])
-    return total[starts[1:]] - total[starts[:-1]]
+class Lengths:
+    """Collects the lengths of axes, each once."""
 
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._axes: list[tuple[int, np.ndarray, np.ndarray]] = []
 
-class Extents:
-    """Collects extents, each once."""
+    def number(self, stays: int, conditions: np.ndarray) -> int:
+        """Of the length of an axis: `stays` positions without a condition, and one more for each that is named."""
+        named, counts = np.unique(conditions, return_counts=True)
+        number = self._numbers.setdefault((stays, named.tobytes(), counts.tobytes()), len(self._axes))
+        if number == len(self._axes):
+            self._axes.append((stays, named, counts))
+        return number
 
-    def __init__(self, masks: int) -> None:
-        self.masks, self.found, self._numbers = masks, [], {}
-
-    def number(self, size: int, pairs: np.ndarray) -> int:
-        key = (size, pairs.tobytes())
-        if key not in self._numbers:
-            self._numbers[key] = len(self.found)
-            self.found.append(make_extent(size, pairs, self.masks))
-        return self._numbers[key]
+    def extents(self, conditions: Conditions, groups: Groups) -> tuple[Extent, ...]:
+        masks = sum(group.size for group in groups)
+        return tuple(make_extent(*axis, conditions, masks) for axis in self._axes)
 
 
 def times(part: Part, factor: int) -> Part:

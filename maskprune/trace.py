@@ -19,6 +19,7 @@ from maskprune._strict import is_array, strict
 from maskprune.cells import unique
 from maskprune.groups import Group, Groups, Slice, leaf_path
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
+from maskprune.overlaps import distinct
 from maskprune.reading import Reading, Rules, read_jaxpr, source_line, to_jaxpr
 
 
@@ -180,11 +181,19 @@ class _Namer:
             atoms.append(found)
         places = np.concatenate(where) if where else np.zeros((0, 2), int)
         members = np.concatenate(atoms) if atoms else np.zeros(0, int)
+        rows = distinct(places, members, self._makes())
+        places, members = places[rows], members[rows]
         found = [self._group(places[rows], members[rows]) for rows in _classes(places, members)]
         offered = [group for group in found if group is not None and not self._all_or_nothing(group)]
         tied = [group for group in found if group is not None and self._all_or_nothing(group)]
         named = _unique_names(offered)
         return Groups(tuple(named), tuple(self._refused(offered, tied)))
+
+    def _makes(self) -> np.ndarray:
+        """bool[leaf axes], those whose positions are made here, rather than read or kept as a state."""
+        return np.array(
+            [x is not None and not x.state and n not in self.labels.reads for n, x in enumerate(self.leaves)]
+        )
 
     def _group(self, places: np.ndarray, members: np.ndarray) -> Group | None:
         _, first, member = np.unique(members, return_index=True, return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,8 @@ def broadcast_in_dim(labels: Labels, equation: Equation, value: Value) -> Value:
         if source is not None and value.shape[source] == size:
             axes[position] = value.axes[source]
         else:
-            axes[position] = labels.axis(size, dead=fill)
+            new = labels.axis(size, dead=fill)
+            axes[position] = new and dataclasses.replace(new, copies=True)
     return Value(shape, tuple(axes), None, value.weights)
 
 
@@ -49,6 +51,7 @@ def reshape(labels: Labels, equation: Equation, value: Value) -> Value:
     shape = equation.shapes[0]
     axes: list[Axis | None] = [None] * len(shape)
     why = equation.why("a reshape cuts across these channels")
+    needed = equation.why("one of these copies is needed to make the others")
     if 0 in shape or equation.params.get("dimensions") is not None:
         labels.pin_all([value], why)
         return Value(shape, tuple(axes), None, value.weights)
@@ -57,13 +60,45 @@ def reshape(labels: Labels, equation: Equation, value: Value) -> Value:
             for i in left:
                 labels.pin(value.axes[i], why)
             continue
-        whole = labels.merge([value.axes[i] for i in left], [value.shape[i] for i in left])
+        whole = labels.merge([value.axes[i] for i in left], [value.shape[i] for i in left], needed)
         for place, rest in zip(right[:-1], range(1, len(right)), strict=True):
             inner = math.prod(shape[i] for i in right[rest:])
             axes[place], whole = labels.split(whole, shape[place], inner, why)
         if right:
             axes[right[-1]] = whole
     return Value(shape, tuple(axes), None, value.weights)
+
+
+def reshape_shrink(site: Site, array: Any) -> Any:
+    """Copies that go one by one leave no grid of rows and columns: they are picked, block by block."""
+    before = list(zip(site.full[0], site.inputs[0], strict=True))
+    after = list(zip(site.full_outputs[0], site.outputs[0], strict=True))
+    if all(kept is None for _, kept in (*before, *after)):
+        return site.bind(array, new_sizes=site.shapes[0])
+    runs = blocks(site.full[0], site.full_outputs[0])
+    sources = [_sources([before[i] for i in left], [after[i] for i in right]) for left, right in runs]
+    if any(source is not None for source in sources):
+        array = array.reshape([math.prod(array.shape[i] for i in left) for left, _ in runs])
+        for axis, source in enumerate(sources):
+            array = array if source is None else select(array, source, axis)
+    return site.bind(array, new_sizes=site.shapes[0])
+
+
+def _sources(before: list[tuple[Any, Any]], after: list[tuple[Any, Any]]) -> np.ndarray | None:
+    """Where among the flattened entries of a cut block those of the new one stand; None if they are the same.
+
+    Takes `(size, kept)` for each axis. A place that is not kept is a copy of any other along its axis.
+    """
+    if all(kept is None for _, kept in (*before, *after)):
+        return None
+    grid = np.ix_(*(np.arange(size) if kept is None else kept for size, kept in after))
+    wanted = np.ravel_multi_index(grid, [size for size, _ in after]).ravel()
+    places, sizes = [], []
+    for along, (size, kept) in zip(np.unravel_index(wanted, [size for size, _ in before]), before, strict=True):
+        sizes.append(size if kept is None else len(kept))
+        places.append(along if kept is None else np.maximum(inside(None, kept, along), 0))
+    found = np.asarray(np.ravel_multi_index(places, sizes)) if len(wanted) else wanted
+    return None if np.array_equal(found, np.arange(math.prod(sizes))) else found
 
 
 def transpose(labels: Labels, equation: Equation, value: Value) -> Value:
@@ -111,7 +146,20 @@ def _chain(labels: Labels, parts: list[Axis | None], sizes: list[Any], why: Any)
     cells = [np.repeat(stays, n) if a is None else a.cells for a, n in zip(parts, sizes, strict=True)]
     dead = [np.full(n, UNKNOWN) if a is None else a.dead for a, n in zip(parts, sizes, strict=True)]
     leaves = frozenset().union(*(part.leaves for part in parts if part is not None))
-    return Axis(np.concatenate(cells), np.concatenate(dead), leaves)
+    return Axis(labels.apart(np.concatenate(cells), np.concatenate(dead)), np.concatenate(dead), leaves)
+
+
+def concatenate_shrink(site: Site, *arrays: Any) -> Any:
+    along = site.params["dimension"]
+    after, start, parts = site.outputs[0][along], 0, []
+    for array, full, before in zip(arrays, site.full, site.inputs, strict=True):
+        if after is not None:
+            wanted = after[(after >= start) & (after < start + full[along])] - start
+            source = inside(wanted, before[along], np.arange(full[along]))
+            same = len(source) == array.shape[along]  # the places that stay are in order
+            array, start = array if same else select(array, source, along), start + full[along]
+        parts.append(array)
+    return site.bind(*parts)
 
 
 def reindexed(labels: Labels, value: Value, shape: tuple[Any, ...], sources: dict[int, np.ndarray], why: Any) -> Value:
@@ -226,19 +274,25 @@ def tile(labels: Labels, equation: Equation, value: Value) -> Value:
         if times == 1:
             axes.append(axis)
         elif isinstance(size, int) and size == 1:
-            axes.append(labels.axis(times, dead=value.uniform()))
+            new = labels.axis(times, dead=value.uniform())
+            axes.append(new and dataclasses.replace(new, copies=True))
         else:
-            axes.append(axis and Axis(np.tile(axis.cells, times), np.tile(axis.dead, times), axis.leaves))
+            axes.append(axis and labels.pick(axis, np.tile(np.arange(size), times), why=""))
     return Value(equation.shapes[0], tuple(axes), None, value.weights)
 
 
 def tile_shrink(site: Site, array: Any) -> Any:
-    new = [site.shapes[0][a] if n == 1 and times > 1 else times for a, (n, times) in enumerate(_repeats(site))]
-    return site.bind(array, reps=tuple(new))
-
-
-def _repeats(site: Site) -> list[tuple[Any, int]]:
-    return list(zip(site.full[0], site.params["reps"], strict=True))
+    reps = []
+    for axis, (size, times) in enumerate(zip(site.full[0], site.params["reps"], strict=True)):
+        before, after = site.inputs[0][axis], site.outputs[0][axis]
+        if times == 1 or (before is None and after is None):
+            reps.append(times)
+        elif size == 1:
+            reps.append(site.shapes[0][axis])
+        else:
+            array = select(array, inside(after, before, np.tile(np.arange(size), times)), axis)
+            reps.append(1)
+    return site.bind(array, reps=tuple(reps))
 
 
 def stack(labels: Labels, equation: Equation, *values: Value) -> Value:
@@ -264,10 +318,10 @@ def made_shrink(site: Site, *arrays: Any) -> Any:
 
 RULES = {
     "broadcast_in_dim": Rule(broadcast_in_dim, lambda site, x: site.bind(x, shape=site.shapes[0])),
-    "reshape": Rule(reshape, lambda site, x: site.bind(x, new_sizes=site.shapes[0])),
+    "reshape": Rule(reshape, reshape_shrink),
     "transpose": Rule(transpose),
     "squeeze": Rule(squeeze),
-    "concatenate": Rule(concatenate),
+    "concatenate": Rule(concatenate, concatenate_shrink),
     "slice": Rule(slice_label, slice_shrink),
     "rev": Rule(rev),
     "split": Rule(split, split_shrink),

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from maskprune import Groups, Plan, count_params, effective_params, init_network, make_plan, shrink, trace
+from maskprune import Groups, Plan, cost, count_params, effective_params, init_network, make_plan, shrink, trace
+from maskprune.cost import MEASURES, Cost
 from maskprune.groups import leaf_path, leaves_by_path
 
 from .entry import Built, Entry
@@ -216,6 +217,31 @@ def check_sizes(case: Case, enabled: Enabled, small: Draw) -> None:
             assert np.shape(after[path]) == _expected(case.groups, enabled, path, np.shape(leaf), state)
     if not all(np.all(flags) for flags in enabled.values()):
         assert count_params(small.params) < count_params(case.built.params)
+
+
+def check_cost(case: Case, enabled: Enabled) -> None:
+    """What `cost` says is what is left, and one more mask saves the difference of two costs. Only shapes are needed."""
+    shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), tree)
+    full = Draw(*shapes(tuple(case.ordinary)))
+    plan, sizes = make_plan(case.groups, enabled), _cost(case.built.apply, full, case.groups).sizes
+    small = full.cut(plan)
+    left = _cost(case.shrunk(plan), small, Groups(()))
+    assert left.parameters == sum(leaf.size for leaf in jax.tree.leaves(small.params))
+    emptied = any(0 in leaf.shape for leaf in jax.tree.leaves(small.params))  # masks that overlap may do so together
+    for measure in MEASURES:
+        size, saves = sizes.evaluate(enabled, measure)
+        if measure == "multiply_adds" and emptied:  # the work that led up to such a layer still counts
+            assert size >= left.multiply_adds
+        else:
+            assert size == getattr(left, measure), measure
+        for group in case.groups:
+            number = int(np.argmax(enabled[group.name]))
+            fewer = {**enabled, group.name: enabled[group.name] & (np.arange(group.size) != number)}
+            assert size - sizes.evaluate(fewer, measure)[0] == saves[group.name][number], f"{group.name}[{number}]"
+
+
+def _cost(apply: Callable[..., Any], draw: Draw, groups: Groups) -> Cost:
+    return cost(apply, draw.params, *draw.inputs, model_state=draw.state, groups=groups)
 
 
 def _expected(groups: Groups, enabled: Enabled, path: str, shape: tuple[int, ...], state: bool) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ def precision(name: str) -> tuple[bool, float]:
 def test_masked_is_compacted(name):
     double, tolerance = precision(name)
     case = check.load(name)
+    check.check_cost(case, check.index_set(0, case.groups))
     with jax.enable_x64(double):
         runs = check.Runs(case, double=double)
         check.check_equal(case, check.index_set(0, case.groups), runs, tolerance)
