@@ -52,6 +52,7 @@ def history_row(found: Round, *, size: Size, spent: Natural) -> Row:
         "reason": found.reason,
         "chosen": tried if tried or not found.number else "trained on",
         "score": found.score,
+        "held_score": found.held_score,
         "required": found.required,
         "reference": found.reference,
         **sizes(found.judged, size),
@@ -67,6 +68,7 @@ def final_row(
     *,
     number: Natural,
     reason: str,
+    held_score: float,
     size: Size,
     spent: Natural,
 ) -> Row:
@@ -77,6 +79,7 @@ def final_row(
         "reason": reason,
         "chosen": "",
         "score": metrics.get("score", float("nan")),
+        "held_score": held_score,
         **sizes(state.network, size),
         **_measured(metrics, steps=len(report.losses), spent=spent, seconds=report.seconds),
     }

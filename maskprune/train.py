@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from maskprune._answers import loss_and_state, loss_value
 from maskprune._strict import check_leaves, strict
 from maskprune.hold import held
 from maskprune.network import Network, effective_params, on_device, strongly_typed, trainable, trained_leaves
@@ -78,11 +79,16 @@ def make_train_step(
             `loss(params, batch, model_state, key) -> (float32[], model_state)`.
         optimizer: Any optax optimizer. Freezing is added here, never by the caller.
         stateful: Whether `loss` has the second form.
+
+    Raises:
+        TypeError: When it is traced: `loss` gives something else than one number, or another form of model state.
     """
 
     def full_loss(network: Network, batch: Any, model_state: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:
         params = effective_params(network)
-        return loss(params, batch, model_state, key) if stateful else (loss(params, batch), model_state)
+        if stateful:
+            return loss_and_state(loss(params, batch, model_state, key), model_state)
+        return loss_value(loss(params, batch)), model_state
 
     def step(
         state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0, rate: Any = 1.0

@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "maskprune"
 # The first part of a module's path inside the package, lowest floor first. A file imports from its own or a lower one.
 FLOORS = {
     1: {
+        "_answers",
         "_strict",
         "alive",
         "groups",

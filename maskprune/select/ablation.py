@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._answers import loss_value
 from maskprune._strict import strict
 from maskprune.network import Flags, Network, effective_params
 from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
@@ -32,7 +33,7 @@ def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
-        before = loss(effective_params(network), batch)
+        before = loss_value(loss(effective_params(network), batch))
 
         def change(chosen: Flags) -> jax.Array:
             return loss(effective_params(remove(network, chosen, batch)), batch) - before
