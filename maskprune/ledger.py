@@ -55,7 +55,7 @@ class Ledger:
         for name in same:
             if found.about.get(name) != about.get(name):
                 raise ValueError(
-                    f"`{path}` holds a study with another {name}: {_difference(found.about.get(name), about.get(name))}"
+                    f"`{path}` holds a run or study with another {name}: {_difference(found.about.get(name), about.get(name))}"
                     f". Go on with that one, or use another output folder."
                 )
         return found
@@ -66,7 +66,7 @@ class Ledger:
         lines = Path(path).read_bytes().split(b"\n")
         found = [(number, _sound(line)) for number, line in enumerate(lines, 1) if line]
         if not found or found[0][1] is None:
-            raise ValueError(f"`{path}` is no ledger of a study, or its first line was altered.")
+            raise ValueError(f"`{path}` is no record of a run or study, or its first line was altered.")
         rows = [row for _, row in found[1:] if row is not None]
         return cls(Path(path), found[0][1], rows, [number for number, row in found if row is None])
 

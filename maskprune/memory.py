@@ -96,7 +96,8 @@ class Memory:
             OSError: It cannot be written to.
         """
         folder = Path(folder)
-        ledger = Ledger.open(folder / ANSWERS, about, same=same)
+        bits = {"bits": 64} if jax.config.jax_enable_x64 else {}  # a run of 32 bits says nothing of it, as ever
+        ledger = Ledger.open(folder / ANSWERS, {**about, **bits}, same=("bits", *same))
         if ledger.damaged:
             say(f"{len(ledger.damaged)} lines of {ledger.path} are damaged: what they held is computed again.")
         for name in (STATES, REACHED):

@@ -34,6 +34,10 @@ from maskprune.train import TrainState, init_state
 Train = Callable[[jax.Array, TrainState], tuple[TrainState, Any]]  # a SessionReport, or the losses
 
 
+class NoReference(ValueError):
+    """The network to minimize has no score that smaller ones could be compared with."""
+
+
 @strict
 def minimize(
     key: jax.Array,
@@ -86,8 +90,8 @@ def minimize(
         of the control, the masks as well. The state held is then that of before, bit for bit.
 
     Raises:
-        ValueError: The network as given has no finite score, or none that `rules` can take a share of; or see
-            `Rules.least`, and `select.rank`.
+        NoReference: The network as given has no finite score, or none that `rules` can take a share of.
+        ValueError: See `Rules.least`, and `select.rank`.
         TypeError: A function that was handed in returns something else than is said above.
     """
     rules = rules or Rules()
@@ -190,9 +194,9 @@ class _Search:
     def begin(self, metrics: dict[str, float]) -> Round:
         self.reference_score = score = float(metrics["score"])
         if not math.isfinite(score):
-            raise ValueError(f"The network to minimize scores {score}: train it first.")
+            raise NoReference(f"The network to minimize scores {score}: train it first.")
         if why := self.rules.no_reference(score):
-            raise ValueError(f"The network to minimize cannot be a reference: {why}.")
+            raise NoReference(f"The network to minimize cannot be a reference: {why}.")
         self.held_score = score
         self._go_on(None)
         required, left = self.required, self.proposal.left

@@ -161,6 +161,17 @@ def device() -> str:
     return f"{first.platform}: {first.device_kind} ({platform.machine()}{cores})"
 
 
+def why_no_device() -> str:
+    """Why JAX has nothing here to compute on, in words, or ""; it looks for devices where nobody has yet."""
+    try:
+        jax.devices()
+    except Exception as error:  # every platform has its own, an assertion among them
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        asked = os.environ.get("JAX_PLATFORMS")
+        return f"JAX finds no device ({reason}); JAX_PLATFORMS is {asked!r}: use cpu, or leave it unset"
+    return ""
+
+
 @strict
 def time_inference(
     networks: Sequence[tuple[Callable[..., jax.Array], Any]], pictures: jax.Array, *, repeats: Count = 30

@@ -18,6 +18,7 @@ PACKAGE = REPOSITORY / "maskprune"
 FLOORS = {
     1: {
         "_answers",
+        "_terminal",
         "_strict",
         "alive",
         "groups",

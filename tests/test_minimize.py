@@ -272,7 +272,7 @@ def test_a_control_that_falls_below_zero_sets_no_reference():
 
 
 def test_a_share_and_a_drop_are_not_given_both():
-    with pytest.raises(ValueError, match="`threshold` is 0.9 and `drop` 0.1: give one"):
+    with pytest.raises(ValueError, match=r"`threshold` is 0\.9 and `drop` 0\.1: give one"):
         Rules(threshold=0.9, drop=0.1)
     for bad in (-0.1, math.nan):
         with pytest.raises(ValueError, match="`drop`"):
