@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +37,18 @@ from protocol import (
     problems_of,
     set_up,
 )
-from runs import OWN, begun_with, compute_exactly, digest_file, finished, plain, remember, results, working_in, writing
+from runs import (
+    OWN,
+    begun_with,
+    compute_exactly,
+    digest_file,
+    finished,
+    plain,
+    remember,
+    results,
+    working_in,
+    writing,
+)
 from terminal import outputs
 
 
@@ -199,7 +211,7 @@ def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, int
         decided = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
         data = dataset.checksum + digest_file(config.start_from)
         memory = remember("minimize.py", given, out, decided=decided, data=data, say=show.say, interrupt=interrupt)
-    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
+    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes, *slower())))
     with memory:
         setup = set_up(dataset, model, recipe, loss=config.loss, flips=config.flips, memory=memory)
         try:
@@ -212,17 +224,12 @@ def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, int
             raise SystemExit(interrupt.code or 130)
         written, placed = [], True
         for seed, each in found.items():
-            result, fine = writing(
-                folder_of(out, config, seed), functools.partial(write, config, setup, each, seed, show), show.say
-            )
+            put = functools.partial(write, config, setup, each, seed, show)
+            result, fine = writing(folder_of(out, config, seed), put, show.say)
             written, placed = [*written, result], placed and fine
         if placed and not any(each.interrupted for each in found.values()):
-            memory.finish(
-                {
-                    "seeds": list(found),
-                    "folders": [str(folder_of(out, config, seed).relative_to(out)) for seed in found],
-                }
-            )
+            folders = [str(folder_of(out, config, seed).relative_to(out)) for seed in found]
+            memory.finish({"seeds": list(found), "folders": folders})
     return written
 
 
@@ -354,10 +361,11 @@ def start_model(config: Config, recipe: Recipe) -> tuple[Any, Any]:
 def headline(result: dict[str, Any], report: Path) -> str:
     before, after = (sum(result[f"masks_{when}"].values()) for when in ("before", "after"))
     share = result["multiply_adds_after"] / result["multiply_adds_before"]
+    score, rmse = (math.nan if result[name] is None else result[name] for name in ("final_score", "relative_rmse"))
     return (
         f"{after} of {before} masks {tuple(result['masks_after'].values())}, {share:.0%} of the multiply-adds, "
-        f"score {result['final_score']:.3f} ({result['score_ratio'] or 0:.2f} of the original), "
-        f"relative RMSE {result['relative_rmse']:.3f}, {result['steps']} steps in {result['seconds']:.0f} s. "
+        f"score {score:.3f} ({result['score_ratio'] or 0:.2f} of the original), "
+        f"relative RMSE {rmse:.3f}, {result['steps']} steps in {result['seconds']:.0f} s. "
         f"It ended because {result['stop']}.\nReport: {report}"
     )
 
@@ -378,7 +386,7 @@ def main(config: Config, interrupt: Any = None) -> dict[str, Any]:
             found = results("minimize.py", out)
         else:
             found = run(config, given, recipe, out, show, interrupt)
-        smallest = min(found, key=lambda result: (sum(result["masks_after"].values()), -result["final_score"]))
+        smallest = min(found, key=lambda result: (sum(result["masks_after"].values()), -(result["final_score"] or 0)))
         for result in found if config.replicas > 1 else []:
             seed = f"seed-{result['seed']}"
             show.say(f"{seed}: {headline(result, out / seed / 'report.html')}")

@@ -51,6 +51,14 @@ def able_to_compute() -> list[Problem]:
     return [(why, why), (jax.config.jax_enable_x64, words)]
 
 
+def slower() -> list[str]:
+    """What to say where the compiled convolution is not used; nothing where it is."""
+    from maskprune import conv
+
+    why = conv.why_not_native()
+    return [f"Convolutions take the way {conv.describe_way()}, as {why}: training takes longer."] if why else []
+
+
 def begun_with(program: str, config: Any) -> Any:
     """The configuration that is meant: with `--resume` or `--repeat` the one that the run there was begun with."""
     folder = config.resume or config.repeat

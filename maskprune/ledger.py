@@ -54,9 +54,10 @@ class Ledger:
         found = cls.read(path)
         for name in same:
             if found.about.get(name) != about.get(name):
+                other = _difference(found.about.get(name), about.get(name))
                 raise ValueError(
-                    f"`{path}` holds a run or study with another {name}: {_difference(found.about.get(name), about.get(name))}"
-                    f". Go on with that one, or use another output folder."
+                    f"`{path}` holds a run or study with another {name}: {other}. Go on with that one, or use another "
+                    "output folder."
                 )
         return found
 

@@ -18,7 +18,12 @@ from maskprune.ledger import Ledger, Row
 from maskprune.memory import has_ended, read_answers
 
 
-MEMORY, NETWORK, HISTORY, RESULT = "memory", "network.npz", "history.csv", "result.json"
+MEMORY, NETWORK, HISTORY = "memory", "network.npz", "history.csv"
+RESULT, REPORT = "result.json", "report.html"
+NEEDED = {
+    *(f"{size}_{when}" for size in ("masks", "multiply_adds") for when in ("before", "after")),
+    *("seed", "final_score", "score_ratio", "relative_rmse", "steps", "seconds", "stop", "interrupted"),
+}
 TIMES = ("seconds", "inference_ms")  # what the names of measured times begin or end with
 
 
@@ -59,7 +64,15 @@ def results(folder: Path | str) -> list[dict[str, Any]]:
         ValueError, OSError: See `check_files`.
     """
     check_files(folder)
-    return [json.loads((Path(folder) / place / RESULT).read_bytes()) for place in _places(Path(folder))]
+    found = []
+    for place in _places(Path(folder)):
+        path, page = (Path(folder) / place / name for name in (RESULT, REPORT))
+        found.append(json.loads(path.read_bytes()))
+        if missing := NEEDED - found[-1].keys():
+            raise ValueError(f"`{path}` is no result of a search: it lacks {sorted(missing)[0]!r}.")
+        if not page.read_bytes().rstrip().endswith(b"</html>"):
+            raise ValueError(f"`{page}` is damaged: its end is missing.")
+    return found
 
 
 def count_answers(folder: Path | str) -> int:
