@@ -46,6 +46,7 @@ from runs import (
     plain,
     remember,
     results,
+    slower,
     working_in,
     writing,
 )
