@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def replace_file(path: Path | str, content: bytes) -> Path:
         with contextlib.suppress(OSError):  # moved, or on a disk that takes nothing any more
             draft.unlink()
     return path
+
+
+def read_file(path: Path | str) -> bytes:
+    """The bytes of an ordinary file. Raises OSError for anything else: a pipe would be waited for without end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"`{path}` is no ordinary file.")
+        return file.read()
 
 
 def sync_folder(folder: Path | str) -> None:

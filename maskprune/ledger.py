@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskprune.files import replace_file
+from maskprune.files import read_file, replace_file
 
 
 Row = dict[str, Any]
@@ -64,7 +64,7 @@ class Ledger:
     @classmethod
     def read(cls, path: Path | str) -> Ledger:
         """Reads a ledger. Raises ValueError if the file is none, or its first line is damaged."""
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = read_file(path).split(b"\n")
         found = [(number, _sound(line)) for number, line in enumerate(lines, 1) if line]
         if not found or found[0][1] is None:
             raise ValueError(f"`{path}` is no record of a run or study, or its first line was altered.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maskprune import models
+from maskprune.files import read_file
 from maskprune.ledger import Ledger, Row
 from maskprune.memory import has_ended, read_answers
 
@@ -67,10 +68,10 @@ def results(folder: Path | str) -> list[dict[str, Any]]:
     found = []
     for place in _places(Path(folder)):
         path, page = (Path(folder) / place / name for name in (RESULT, REPORT))
-        found.append(json.loads(path.read_bytes()))
+        found.append(json.loads(read_file(path)))
         if missing := NEEDED - found[-1].keys():
             raise ValueError(f"`{path}` is no result of a search: it lacks {sorted(missing)[0]!r}.")
-        if not page.read_bytes().rstrip().endswith(b"</html>"):
+        if not read_file(page).rstrip().endswith(b"</html>"):
             raise ValueError(f"`{page}` is damaged: its end is missing.")
     return found
 
@@ -123,7 +124,7 @@ def _places(folder: Path) -> list[Path]:
 
 def _timeless(path: Path) -> Any:
     """The content of a file without the times in it."""
-    content = path.read_bytes()
+    content = read_file(path)
     try:
         if path.suffix == ".csv":
             rows = [_without_times(row) for row in csv.DictReader(io.StringIO(content.decode()), strict=True)]
