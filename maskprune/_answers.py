@@ -52,11 +52,11 @@ def measured(found: Any, name: str = "evaluate") -> dict[str, Any]:
     return dict(found)
 
 
-def named_arrays(found: Any, name: str) -> Mapping[str, Any]:
+def named_arrays(found: Any, name: str) -> dict[str, Any]:
     """A mapping, such as the scores of masks by their group."""
     if not isinstance(found, Mapping):
         refuse(name, found, "a mapping {group: float[C]}")
-    return found
+    return dict(found)
 
 
 def named_numbers(found: Any, name: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def masks_picture(params: Mapping[str, Any], enabled: Mapping[str, Any], groups:
 _Marks = dict[str, tuple[np.ndarray | None, np.ndarray, str]]  # the masks of a layer, its inputs, and what it reads
 
 
-def _layers(params: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _layers(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The layers that can be drawn, by their paths, as {"kernel": ..., "bias": ...}."""
     every = dict(_with_kernels(params, ()))
     found = {name: layer for name, layer in every.items() if layer["kernel"].ndim == 4 and layer["kernel"].size}

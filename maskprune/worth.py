@@ -104,5 +104,5 @@ def worth(
     network = network_of(alteration(state.network, chosen), "alteration")
     altered = init_state(network, optimizer, state.model_state)
     after, _ = trained(train(key, altered), altered)
-    scores = (float(measured(evaluate(each))["score"]) for each in (state, altered, after))
-    return Worth(*scores, after)
+    before, at_once, trained_on = (float(measured(evaluate(each))["score"]) for each in (state, altered, after))
+    return Worth(before, at_once, trained_on, after)

@@ -187,7 +187,7 @@ def unscored(scores: Mapping[str, Any], network: Network) -> dict[str, list[int]
     return found
 
 
-def scores_of(selector: Selector, key: jax.Array, network: Network, batch: Any) -> Mapping[str, Any]:
+def scores_of(selector: Selector, key: jax.Array, network: Network, batch: Any) -> Scores:
     """What a selector gives, if that is a mapping."""
     return named_arrays(selector(key, network, batch), "selector")
 
