@@ -96,9 +96,7 @@ class Memory:
             OSError: It cannot be written to.
         """
         folder = Path(folder)
-        bits = (
-            {"bits": 64} if jnp.result_type(float) == np.float64 else {}
-        )  # a run of 32 bits says nothing of it, as ever
+        bits = {"bits": 64} if jnp.result_type(float) == np.float64 else {}  # 32 bits go without saying
         ledger = Ledger.open(folder / ANSWERS, {**about, **bits}, same=("bits", *same))
         if ledger.damaged:
             say(f"{len(ledger.damaged)} lines of {ledger.path} are damaged: what they held is computed again.")

@@ -56,10 +56,10 @@ def nobody_reads():
     """A standard output whose reader has gone."""
     reading, writing = os.pipe()
     os.close(reading)
-    with contextlib.suppress(BrokenPipeError), open(writing, "w", encoding="utf-8") as stream:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "stdout", stream)
-            yield
+    stream = open(writing, "w", encoding="utf-8")  # noqa: SIM115
+    with contextlib.suppress(BrokenPipeError), contextlib.closing(stream), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        yield
 
 
 def test_a_search_goes_on_when_nobody_reads():
@@ -106,7 +106,7 @@ def test_help_is_written_in_ascii_and_may_be_cut_short(command):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, *command, "--help"], stdout=writing, env=environment, **options)
     os.close(writing)
-    assert done.returncode == NO_READER and done.stderr == ""
+    assert done.returncode in (0, NO_READER) and done.stderr == ""  # argparse says nothing of it
 
 
 # Signals
