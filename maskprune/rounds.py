@@ -71,7 +71,7 @@ class Rules:
 
     def no_reference(self, score: float) -> str:
         """Why a score cannot be the reference, or "". A share of what is negative is more, not less."""
-        if self.drop is not None or score > 0:
+        if self.drop is not None or score >= 0:
             return ""
         return f"it scores {score}, and a share of that is not less; use `Rules(drop=...)`, how much may be lost"
 

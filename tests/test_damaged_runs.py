@@ -170,13 +170,3 @@ def test_what_load_refuses_is_not_saved(finished, tmp_path, change, error, words
     with pytest.raises(error, match=words):
         models.save(tmp_path / "network.npz", changed)
     assert not (tmp_path / "network.npz").exists()
-
-
-def test_a_network_that_is_dead_cannot_be_started_from(finished, tmp_path):
-    path = damaged_network(finished, tmp_path / "dead.npz", lambda arrays: arrays["conv3/bias"].fill(-1e9))
-    config = json.loads((finished / "result.json").read_text())["config"]
-    pictures = minimize.Pictures(data=Path(config["pictures"]["data"]), size=32)
-    said, code = ends_with(
-        minimize.main, minimize.Config(pictures=pictures, start_from=path, out=tmp_path / "out", quiet=True)
-    )
-    assert said.startswith("minimize.py: The network to minimize cannot be a reference") and code == 1
