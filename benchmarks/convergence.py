@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from common import Row, said, title, write
+from common import Row, outputs, said, title, write
 
 import maskprune
 from maskprune import select
@@ -174,4 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

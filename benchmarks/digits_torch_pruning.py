@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -218,4 +219,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop
     main()

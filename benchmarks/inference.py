@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from common import Row, Variant, calls, measure, title, write
+from common import Row, Variant, calls, measure, outputs, title, write
 
 import maskprune
 from maskprune.models.fcn import multiply_adds
@@ -75,4 +75,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import jax
-from common import CHUNK, MB, Row, peak_mb, problem, program_memory, write
+from common import CHUNK, MB, Row, outputs, peak_mb, problem, program_memory, write
 
 import maskprune
 
@@ -93,4 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import Row, write
+from common import Row, outputs, write
 
 
 PROGRAM = Path(__file__).parents[1] / "experiments" / "minimize.py"
@@ -133,4 +133,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import CHUNK, Problem, Row, fitting, problem, program_memory, said, summary, write
+from common import CHUNK, Problem, Row, fitting, outputs, problem, program_memory, said, summary, write
 
 import maskprune
 
@@ -139,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

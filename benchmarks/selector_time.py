@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import Problem, Row, Variant, calls, measure, problem, title, variant, write
+from common import Problem, Row, Variant, calls, measure, outputs, problem, title, variant, write
 
 import maskprune
 from maskprune import select
@@ -99,4 +99,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from common import MB, Row, write
+from common import MB, Row, outputs, write
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -79,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

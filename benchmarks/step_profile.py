@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import Row, problem, said, write
+from common import Row, outputs, problem, said, write
 
 import maskprune
 from maskprune import session
@@ -101,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

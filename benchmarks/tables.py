@@ -19,6 +19,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from peers_train_step import is_peer
 
+from maskprune._terminal import outputs
+
 
 HERE = Path(__file__).parent
 Result = dict[str, Any]
@@ -562,4 +564,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

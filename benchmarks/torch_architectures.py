@@ -10,6 +10,7 @@ import argparse
 import gc
 import itertools
 import json
+import signal
 import time
 from collections.abc import Callable
 
@@ -221,4 +222,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads may stop
     main()

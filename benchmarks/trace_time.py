@@ -26,6 +26,7 @@ import numpy as np
 from architectures import ARCHITECTURES, build
 
 import maskprune
+from maskprune._terminal import outputs
 
 
 Sample = dict[str, Any]
@@ -136,4 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

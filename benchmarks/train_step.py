@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import optax
-from common import Row, Variant, measure, problem, variant, write
+from common import Row, Variant, measure, outputs, problem, variant, write
 from peers_train_step import is_peer
 
 import maskprune
@@ -110,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from common import CHUNK, Row, problem, said, write
+from common import CHUNK, Row, outputs, problem, said, write
 
 import maskprune
 from maskprune.memory import Memory
@@ -148,4 +148,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

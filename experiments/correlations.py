@@ -22,6 +22,7 @@ import tyro
 from options import Problem, several, whole
 from protocol import SelectorName, make_selector
 from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
+from terminal import outputs
 
 
 LOOKS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the session, at which children are scored: its second half
@@ -297,4 +298,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

@@ -28,6 +28,7 @@ import tyro
 from options import Problem, output, positive, refuse, several, share, whole
 from protocol import in_a_sentence
 from runs import going_on
+from terminal import outputs
 
 import maskprune as mp
 from maskprune import linen, select
@@ -313,4 +314,5 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tyro
+from terminal import outputs
 
 from maskprune.files import replace_file
 
@@ -140,4 +141,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    with outputs():
+        tyro.cli(main, description=__doc__)

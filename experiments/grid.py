@@ -21,6 +21,7 @@ import tyro
 from options import Problem, share
 from protocol import make_selector
 from studies import Options, Row, Study, from_scratch, result_of, run, search
+from terminal import outputs
 
 
 SIZES = {
@@ -228,4 +229,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import math
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +37,20 @@ from protocol import (
     problems_of,
     set_up,
 )
-from runs import OWN, begun_with, compute_exactly, digest_file, finished, plain, remember, working_in, writing
+from runs import (
+    OWN,
+    begun_with,
+    compute_exactly,
+    digest_file,
+    finished,
+    plain,
+    remember,
+    results,
+    slower,
+    working_in,
+    writing,
+)
+from terminal import outputs
 
 
 # Configuration. jax and maskprune are imported below, inside functions, so that --help answers at once.
@@ -199,12 +212,12 @@ def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, int
         decided = {**dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
         data = dataset.checksum + digest_file(config.start_from)
         memory = remember("minimize.py", given, out, decided=decided, data=data, say=show.say, interrupt=interrupt)
-    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
+    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes, *slower())))
     with memory:
         setup = set_up(dataset, model, recipe, loss=config.loss, flips=config.flips, memory=memory)
         try:
             found = searches(config, setup, saved, show)
-        except maskprune.NothingLearned as error:
+        except (maskprune.NothingLearned, maskprune.NoReference) as error:
             raise SystemExit(f"minimize.py: {error}") from error
         show.end()
         if not found:
@@ -212,12 +225,18 @@ def run(config: Config, given: Config, recipe: Recipe, out: Path, show: Any, int
             raise SystemExit(interrupt.code or 130)
         written, placed = [], True
         for seed, each in found.items():
-            folder = out if config.replicas == 1 else out / f"seed-{seed}"
-            result, fine = writing(folder, functools.partial(write, config, setup, each, seed, show), show.say)
+            put = functools.partial(write, config, setup, each, seed, show)
+            result, fine = writing(folder_of(out, config, seed), put, show.say)
             written, placed = [*written, result], placed and fine
         if placed and not any(each.interrupted for each in found.values()):
-            memory.finish({"seeds": list(found)})
+            folders = [str(folder_of(out, config, seed).relative_to(out)) for seed in found]
+            memory.finish({"seeds": list(found), "folders": folders})
     return written
+
+
+def folder_of(out: Path, config: Config, seed: int) -> Path:
+    """Where what one search found is written."""
+    return out if config.replicas == 1 else out / f"seed-{seed}"
 
 
 def searches(config: Config, setup: Setup, saved: Any, show: Any) -> dict[int, Any]:
@@ -343,10 +362,11 @@ def start_model(config: Config, recipe: Recipe) -> tuple[Any, Any]:
 def headline(result: dict[str, Any], report: Path) -> str:
     before, after = (sum(result[f"masks_{when}"].values()) for when in ("before", "after"))
     share = result["multiply_adds_after"] / result["multiply_adds_before"]
+    score, rmse = (math.nan if result[name] is None else result[name] for name in ("final_score", "relative_rmse"))
     return (
         f"{after} of {before} masks {tuple(result['masks_after'].values())}, {share:.0%} of the multiply-adds, "
-        f"score {result['final_score']:.3f} ({result['score_ratio'] or 0:.2f} of the original), "
-        f"relative RMSE {result['relative_rmse']:.3f}, {result['steps']} steps in {result['seconds']:.0f} s. "
+        f"score {score:.3f} ({result['score_ratio'] or 0:.2f} of the original), "
+        f"relative RMSE {rmse:.3f}, {result['steps']} steps in {result['seconds']:.0f} s. "
         f"It ended because {result['stop']}.\nReport: {report}"
     )
 
@@ -364,11 +384,11 @@ def main(config: Config, interrupt: Any = None) -> dict[str, Any]:
     with Display(quiet=config.quiet) as show, working_in("minimize.py", out, resume=config.resume is not None):
         if finished(out):
             show.say(f"The run in {out} is finished: there is nothing to go on with.")
-            results = [json.loads(path.read_text()) for path in sorted(out.glob("**/result.json"))]
+            found = results("minimize.py", out)
         else:
-            results = run(config, given, recipe, out, show, interrupt)
-        smallest = min(results, key=lambda result: (sum(result["masks_after"].values()), -result["final_score"]))
-        for result in results if config.replicas > 1 else []:
+            found = run(config, given, recipe, out, show, interrupt)
+        smallest = min(found, key=lambda result: (sum(result["masks_after"].values()), -(result["final_score"] or 0)))
+        for result in found if config.replicas > 1 else []:
             seed = f"seed-{result['seed']}"
             show.say(f"{seed}: {headline(result, out / seed / 'report.html')}")
         if config.replicas > 1:
@@ -383,9 +403,10 @@ def main(config: Config, interrupt: Any = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    from maskprune import Interrupt
+    with outputs():
+        config = tyro.cli(Config, description=__doc__)
+        from maskprune import Interrupt
 
-    with Interrupt() as interrupt:
-        result = main(config, interrupt)
-    sys.exit(interrupt.code if result["interrupted"] else 0)
+        with Interrupt() as interrupt:
+            result = main(config, interrupt)
+        sys.exit(interrupt.code if result["interrupted"] else 0)

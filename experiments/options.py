@@ -94,8 +94,20 @@ def output(name: str, path: Path | None) -> Problem:
     while there is not None and not os.path.lexists(there) and there != there.parent:
         there = there.parent
     wrong = there is not None and not (os.path.isdir(there) and os.access(there, os.W_OK))
-    spoilt = "\0" in str(path)
-    return wrong or spoilt, f"{name} is {path}, but {there} is no folder that can be written to: give another folder"
+    words = f"{there} is no folder that can be written to" if wrong else why_no_name(path)
+    return words, f"{name} is {path}, but {words}: give another folder"
+
+
+def why_no_name(path: Path | None) -> str:
+    """Why the system takes no such name, or "": it is too long, or has a letter that no name may have."""
+    try:
+        if path is not None:
+            os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return ""
+    except (OSError, ValueError) as error:
+        return f"that can be no name ({getattr(error, 'strerror', None) or error})"
+    return ""
 
 
 def network(widths: Sequence[int], kernel: int, *, crop: int, batch: int) -> list[Problem]:

@@ -28,6 +28,7 @@ from protocol import (
     set_up,
 )
 from runs import going_on
+from terminal import outputs
 
 
 Kind = Literal["ablation", "one-shot", "equal", "path", "scratch"]
@@ -184,4 +185,5 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

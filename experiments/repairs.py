@@ -20,6 +20,7 @@ import tyro
 from options import share
 from protocol import make_repair
 from studies import Options, Row, Study, learning_curves, mean, run, score, single_masks, trained_start
+from terminal import outputs
 
 
 SIZES = {"quick": {"networks": 2}, "study": {"networks": 10}, "full": {"networks": 20}, "thesis": {"networks": 50}}
@@ -160,4 +161,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
+from terminal import outputs
 
 
 SIZES = {"quick": {"networks": 2}, "study": {"networks": 10}, "full": {"networks": 20}, "thesis": {"networks": 50}}
@@ -105,4 +106,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

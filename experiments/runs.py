@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from options import refuse
+from options import Problem, refuse
 from protocol import in_a_sentence
 
 
@@ -40,6 +40,25 @@ def compute_exactly(deterministic: bool) -> None:
         os.environ["XLA_FLAGS"] = exact_flags()
 
 
+def able_to_compute() -> list[Problem]:
+    """Whether there is a device, and whether JAX computes in 32 bits there, as all these programs do."""
+    import jax.numpy as jnp
+
+    from maskprune import record
+
+    why = record.why_no_device()
+    words = "JAX_ENABLE_X64 is set, and these programs compute and save in 32 bits: leave it unset"
+    return [(why, why), (jnp.result_type(float) != jnp.float32, words)]
+
+
+def slower() -> list[str]:
+    """What to say where the compiled convolution is not used; nothing where it is."""
+    from maskprune import conv
+
+    why = conv.why_not_native()
+    return [f"Convolutions take the way {conv.describe_way()}, as {why}: training takes longer."] if why else []
+
+
 def begun_with(program: str, config: Any) -> Any:
     """The configuration that is meant: with `--resume` or `--repeat` the one that the run there was begun with."""
     folder = config.resume or config.repeat
@@ -56,13 +75,16 @@ def begun_with(program: str, config: Any) -> Any:
         (not os.path.isdir(folder / MEMORY), f"{option} is {folder}, which holds no run of this program"),
     ]
     refuse(program, problems)
-    from maskprune.memory import read_answers
-
     with in_a_sentence(program):
+        from maskprune.memory import read_answers
+
         about = read_answers(folder / MEMORY).about
         if about.get("program") != program:
             raise ValueError(f"{option} is {folder}, which holds a run of {about.get('program')}")
-        found = restored(type(config), about["given"])
+        try:
+            found = restored(type(config), about["given"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{option} is {folder}, whose answers.jsonl names no options of this program") from error
     out = config.resume or config.out
     return dataclasses.replace(found, out=out, **{name: getattr(config, name) for name in OWN[1:]})
 
@@ -75,11 +97,23 @@ def finished(folder: Path) -> bool:
     return there and memory.has_ended(memory.read_answers(folder / MEMORY))
 
 
+def results(program: str, folder: Path) -> list[dict[str, Any]]:
+    """What the `result.json` of a finished run hold, where all that it left is there and sound."""
+    from maskprune import repeat
+
+    try:
+        return repeat.results(folder)
+    except (OSError, ValueError) as error:
+        again = f"--repeat {folder} --out ANOTHER does the finished run again"
+        raise SystemExit(f"{program}: {error} {again}.") from error
+
+
 @contextlib.contextmanager
 def working_in(program: str, folder: Path, *, resume: bool) -> Iterator[None]:
     """Makes the folder and keeps others out of it; refuses one that holds a run, unless that is gone on with."""
     from maskprune import files
 
+    refuse(program, able_to_compute())
     with contextlib.ExitStack() as stack:
         with in_a_sentence(program):
             stack.enter_context(files.claim(folder / MEMORY))
@@ -177,7 +211,7 @@ def writing(folder: Path, write: Callable[[Path], Any], say: Callable[[str], Non
     except OSError as error:
         say(f"{folder} cannot be written to: {error}. With space again, --resume {folder} writes the result.")
     with in_a_sentence(folder.name):
-        other = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+        other = Path(tempfile.mkdtemp(prefix=f"{folder.name[:100]}-"))
         say(f"Until then it is in {other}.")
         return write(other), False
 

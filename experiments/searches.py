@@ -33,6 +33,7 @@ from protocol import (
     set_up,
 )
 from runs import going_on
+from terminal import outputs
 
 
 PROTOCOL = 10_000 + 52 * 2_000  # steps the source document's protocol may take for ten masks
@@ -276,4 +277,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

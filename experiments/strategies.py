@@ -23,6 +23,7 @@ import tyro
 from options import Problem, several, share
 from protocol import SelectorName, Task, make_selector
 from studies import Options, Row, Study, from_scratch, resolve, result_of, run, search, trained_start
+from terminal import outputs
 
 
 COSINES = tuple(name for name in get_args(SelectorName) if "cosine" in name)
@@ -278,4 +279,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

@@ -31,7 +31,7 @@ from protocol import (
     problems_of,
     set_up,
 )
-from runs import MEMORY, compute_exactly, going_on
+from runs import MEMORY, compute_exactly, going_on, slower
 
 
 Row = dict[str, Any]
@@ -172,7 +172,7 @@ def begin(program: str, config: Any, recipe: Recipe, show: Any, interrupt: Any) 
             out / MEMORY, about, say=show.say, same=("config",), asked_to_stop=lambda: interrupt.asked
         )
     model = mp.models.fcn(options.widths, kernel=options.kernel, initial=recipe.initial)
-    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes)))
+    show.say("\n".join((dataset.source, dataset.summary(), *dataset.notes, *slower())))
     return Study(out, options, set_up(dataset, model, recipe, memory=memory), ledger, show)
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 from studies import Options, Row, Study, mean, run, single_masks, trained_start
+from terminal import outputs
 
 
 SIZES = {
@@ -251,4 +252,5 @@ def main(config: Config) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with outputs():
+        main(tyro.cli(Config, description=__doc__))

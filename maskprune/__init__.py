@@ -71,6 +71,7 @@ from maskprune.ledger import Ledger as Ledger
 from maskprune.levenberg import levenberg as levenberg
 from maskprune.levenberg import make_levenberg_step as make_levenberg_step
 from maskprune.memory import Memory as Memory
+from maskprune.minimize import NoReference as NoReference
 from maskprune.minimize import minimize as minimize
 from maskprune.model_state import select_statistics as select_statistics
 from maskprune.network import Network as Network

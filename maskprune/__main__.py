@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from maskprune._terminal import outputs
+
 
 # jax is imported below, inside functions, so that --help answers at once.
 
@@ -60,6 +62,14 @@ class Replay:
     """The experiment that made it, should it have moved."""
 
 
+class UsageError(ValueError):
+    """What was asked for is wrong, whatever the files hold."""
+
+
+class NoFileError(UsageError, FileNotFoundError):
+    """A path that was given does not exist."""
+
+
 def apply(config: Apply) -> list[Path]:
     """Runs the network on every picture. Returns what was written; pictures that cannot be read are named and skipped.
 
@@ -73,15 +83,19 @@ def apply(config: Apply) -> list[Path]:
     jobs = _jobs(config.paths)
     network = load_network(config.network)
     written, skipped = [], Counter[str]()
-    for source, target in jobs:
+
+    def read(source: Path) -> Any:
         try:
-            picture = read_picture(source)
+            return read_picture(source)
         except Skipped as error:
             skipped[error.reason] += 1
             print(printable(f"{source}: skipped, {error.reason}"), file=sys.stderr)
-            continue
-        _write_picture(target, _run(network, picture, source))
-        written.append(target)
+            return None
+
+    for source, target in _distinct(jobs, read):
+        if (picture := read(source)) is not None:
+            _write_picture(target, _run(network, picture, source))
+            written.append(target)
     if not written:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
         raise ValueError(f"None of the pictures could be read: {reasons}.")
@@ -95,16 +109,18 @@ def export(config: Export) -> list[Path]:
         ValueError: The file is no saved network.
         ImportError: A format that was asked for needs a package that is not installed.
     """
+    from maskprune._wording import printable
     from maskprune.export import export_saved
 
     if config.formats == ():
-        raise ValueError(f"--formats is empty: name one or more of {', '.join(FORMATS)}.")
+        raise UsageError(f"--formats is empty: name one or more of {', '.join(FORMATS)}.")
     _check_network(config.network)
+    _check_name(config.folder)
     _check_folder(config.folder)
     written = []
     for found in export_saved(config.network, config.folder, config.formats):
         takes = f", takes {', '.join(found.shapes)}" if found.shapes else ""
-        print(f"{found.path}{takes}{'; ' + found.note if found.note else ''}")
+        print(printable(f"{found.path}{takes}{'; ' + found.note if found.note else ''}"))
         written.append(found.path)
     return written
 
@@ -127,14 +143,24 @@ def load_network(path: Path) -> Callable[[Any], Any]:
 
 def _check_network(path: Path) -> None:
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"`{path}` is no file: give a network.npz, or an exported .stablehlo or .onnx file.")
+        raise NoFileError(f"`{path}` is no file: give a network.npz, or an exported .stablehlo or .onnx file.")
+
+
+def _check_name(path: Path) -> None:
+    """That the system takes such a name, which may be too long for it."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        raise UsageError(f"`{path}` can be no name of a file ({error}): use another one.") from error
 
 
 def _check_folder(path: Path) -> None:
     """That there is a folder, or can be one."""
     there = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
     if not os.path.isdir(there):
-        raise ValueError(f"`{path}` is to be a folder, but `{there}` is none: give another one to write to.")
+        raise UsageError(f"`{path}` is to be a folder, but `{there}` is none: give another one to write to.")
 
 
 def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
@@ -142,8 +168,9 @@ def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
     from maskprune.data.pictures import find_pictures
 
     if len(paths) < 2:
-        raise ValueError("Give at least one picture, and last the file or folder to write.")
+        raise UsageError("Give at least one picture, and last the file or folder to write.")
     *given, out = paths
+    _check_name(out)
     _check_folder(out.parent)
     jobs: list[tuple[Path, Path]] = []
     for path in given:
@@ -152,15 +179,14 @@ def _jobs(paths: tuple[Path, ...]) -> list[tuple[Path, Path]]:
         elif path.exists():
             jobs.append((path, out / f"{path.stem}.png"))
         else:
-            raise FileNotFoundError(f"`{path}` does not exist: give pictures or folders of pictures.")
+            raise NoFileError(f"`{path}` does not exist: give pictures or folders of pictures.")
     if not jobs:
         raise ValueError(f"There are no pictures in {', '.join(map(str, given))}.")
     if len(given) == 1 and not given[0].is_dir() and not out.is_dir():
         _check_ending(out) if out.suffix else _check_folder(out)
         return [(given[0], out if out.suffix else out / f"{given[0].stem}.png")]
     if not out.is_dir() and (out.suffix or out.exists()):
-        raise ValueError(f"`{out}` is to hold several pictures: give a folder, not a file name.")
-    _check_distinct(jobs)
+        raise UsageError(f"`{out}` is to hold several pictures: give a folder, not a file name.")
     return jobs
 
 
@@ -169,13 +195,17 @@ def _check_ending(out: Path) -> None:
 
     known = Image.registered_extensions()
     if out.suffix and known.get(out.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"`{out}` cannot be written as a picture: use an ending such as .png.")
+        raise UsageError(f"`{out}` cannot be written as a picture: use an ending such as .png.")
 
 
-def _check_distinct(jobs: list[tuple[Path, Path]]) -> None:
-    for target, count in Counter(target for _, target in jobs).items():
+def _distinct(jobs: list[tuple[Path, Path]], read: Callable[[Path], Any]) -> list[tuple[Path, Path]]:
+    """The jobs, without those that could not be read where several have one target; two that could are refused."""
+    counts = Counter(target for _, target in jobs)
+    kept = [(source, target) for source, target in jobs if counts[target] == 1 or read(source) is not None]
+    for target, count in Counter(target for _, target in kept).items():
         if count > 1:
-            raise ValueError(f"{count} pictures would be written to `{target}`: run them apart, or rename some.")
+            raise UsageError(f"{count} pictures would be written to `{target}`: run them apart, or rename some.")
+    return kept
 
 
 def _run(network: Callable[[Any], Any], picture: Any, source: Path) -> Any:
@@ -192,7 +222,7 @@ def _run(network: Callable[[Any], Any], picture: Any, source: Path) -> Any:
     if output.ndim != 4 or output.shape[0] != 1 or output.shape[3] != 1:
         raise ValueError(f"The network gives the shape {output.shape} for one grey picture, which is no grey picture.")
     if not np.isfinite(output).all():
-        raise ValueError(f"The network's output for `{source}` is not finite.")
+        raise ValueError(f"The network is of no use: it gives numbers that are not finite, here for `{source}`.")
     return np.rint(np.clip(output[0, :, :, 0], 0, 1) * 255).astype(np.uint8)
 
 
@@ -217,10 +247,14 @@ def replay(config: Replay) -> str:
     """
     from maskprune import memory, repeat
 
+    if not os.path.isdir(config.folder):
+        raise NoFileError(f"`{config.folder}` is no folder: give that of a finished run.")
+    repeat.check_files(config.folder)
     count = repeat.count_answers(config.folder)
-    program = config.program or Path(memory.read_answers(config.folder / repeat.MEMORY).about["script"])
+    about = memory.read_answers(config.folder / repeat.MEMORY).about
+    program = config.program or Path(str(about.get("script", "its program")))
     if not program.is_file():
-        raise ValueError(f"`{program}`, which made the run, is not there: name the program by --program.")
+        raise NoFileError(f"`{program}`, which made the run, is not there: name the program by --program.")
     with tempfile.TemporaryDirectory() as again:
         command = [sys.executable, program, "--repeat", config.folder, "--out", again]
         if code := subprocess.run(command, check=False).returncode:
@@ -241,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         sentence = printable(f"maskprune: {error}")
         print(sentence, file=sys.stderr)
         end = SystemExit(sentence)
-        end.code = 2  # as for an unreadable command line
+        end.code = 2 if isinstance(error, UsageError | ImportError) else 1  # 2 as for an unreadable command line
         raise end from error
     if said:
         print(printable(said))
@@ -249,6 +283,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _said(config: Apply | Export | Replay) -> str:
     """Does what is asked, and says what came of it."""
+    from maskprune import record
+
+    if why := record.why_no_device():
+        raise UsageError(f"{why}.")
     if isinstance(config, Replay):
         return replay(config)
     if isinstance(config, Export):
@@ -259,4 +297,5 @@ def _said(config: Apply | Export | Replay) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with outputs():
+        main()

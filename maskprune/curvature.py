@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._answers import loss_value
 from maskprune._strict import Count, check_leaves, strict
 from maskprune.network import Network, Params, effective_params, trainable, trained_leaves, wide_params
 from maskprune.sums import product_of_rows, sum_of_parts
@@ -155,7 +156,9 @@ def hessian(loss: Callable[[Params, Any], jax.Array], network: Network, batch: A
     """
 
     def gradient(params: Params) -> jax.Array:
-        return _ravel(jax.grad(widely(loss, network.params), allow_int=True)(params, batch), params)
+        of = widely(loss, network.params)
+        value = lambda params: loss_value(of(params, batch))
+        return _ravel(jax.grad(value, allow_int=True)(params), params)
 
     rows = jnp.where(flags_of(network, trainable(network))[None], _rows(gradient, network, chunk), 0.0)
     return (rows + rows.T) / 2

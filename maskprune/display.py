@@ -6,6 +6,7 @@ Showing never waits for the device: the bar moves when a chunk has ended anyway.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +16,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from maskprune._terminal import discard_outputs, encodable
 from maskprune._wording import printable
 from maskprune.rounds import Round
 from maskprune.session import Watch
 from maskprune.train import TrainState
+
+
+class _Console(Console):
+    """A console that falls silent when nobody reads it any more: a search is not to end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        discard_outputs()
 
 
 class Display:
@@ -29,7 +39,7 @@ class Display:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -50,11 +60,18 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # a terminal that is gone needs no tidying up
+            self._progress.stop()
 
     def say(self, text: str) -> None:
         """Prints lines as they are: no part of a name is taken for a command to the terminal."""
-        self.console.print(escape(printable(text)))
+        self._print(escape(printable(text)))
+
+    def _print(self, markup: str) -> None:
+        try:
+            self.console.print(encodable(markup, self.console.file))
+        except OSError:  # a terminal that hung up, a full disk behind `>`
+            self.console.on_broken_pipe()
 
     def start(self, label: str, total: int) -> None:
         """Begins a bar; the one before goes."""
@@ -105,7 +122,7 @@ class Display:
         what = escape(row["chosen"]) if found.number else "trained"
         extra = f"  relative RMSE {row['relative_rmse']:.3f}" if "relative_rmse" in row else ""
         tag = f"{escape(tag)} " if tag else ""
-        self.console.print(
+        self._print(
             f"{tag}{found.number:>3}  {what:<12} {mark} {_blocks(row['enabled'])}  {escape(found.reason)}{extra}"
         )
         seconds = int(found.left * found.seconds)

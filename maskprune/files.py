@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def read_file(path: Path | str) -> bytes:
+    """The bytes of an ordinary file. Raises OSError for anything else: a pipe would be waited for without end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"`{path}` is no ordinary file.")
+        return file.read()
 
 
 def sync_folder(folder: Path | str) -> None:

@@ -1,4 +1,4 @@
-"""Stopping in good order: the first SIGINT or SIGTERM asks, the second one insists.
+"""Stopping in good order: the first SIGINT, SIGTERM or SIGHUP asks, the second one insists.
 
 Whoever works asks `Interrupt.asked` wherever stopping costs nothing, and raises `KeyboardInterrupt` there.
 """
@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupt:
@@ -35,7 +35,7 @@ class Interrupt:
 
     @property
     def code(self) -> int:
-        """What the program should exit with: 130 after SIGINT, 143 after SIGTERM, as shells have it; 0 for none."""
+        """What the program should exit with: 130 after SIGINT, 143 after SIGTERM and 129 after SIGHUP; 0 for none."""
         return 128 + self.signal if self.signal else 0
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskprune.files import replace_file
+from maskprune.files import read_file, replace_file
 
 
 Row = dict[str, Any]
@@ -54,19 +54,20 @@ class Ledger:
         found = cls.read(path)
         for name in same:
             if found.about.get(name) != about.get(name):
+                other = _difference(found.about.get(name), about.get(name))
                 raise ValueError(
-                    f"`{path}` holds a study with another {name}: {_difference(found.about.get(name), about.get(name))}"
-                    f". Go on with that one, or use another output folder."
+                    f"`{path}` holds a run or study with another {name}: {other}. Go on with that one, or use another "
+                    "output folder."
                 )
         return found
 
     @classmethod
     def read(cls, path: Path | str) -> Ledger:
         """Reads a ledger. Raises ValueError if the file is none, or its first line is damaged."""
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = read_file(path).split(b"\n")
         found = [(number, _sound(line)) for number, line in enumerate(lines, 1) if line]
         if not found or found[0][1] is None:
-            raise ValueError(f"`{path}` is no ledger of a study, or its first line was altered.")
+            raise ValueError(f"`{path}` is no record of a run or study, or its first line was altered.")
         rows = [row for _, row in found[1:] if row is not None]
         return cls(Path(path), found[0][1], rows, [number for number, row in found if row is None])
 

@@ -23,12 +23,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maskprune import checkpoint, places
+from maskprune._answers import named_numbers, same_form, words
 from maskprune.ledger import Ledger
 from maskprune.places import Place, digest
 from maskprune.population import Population, PopulationReport
+from maskprune.race import trained
 from maskprune.session import Session, SessionReport
 from maskprune.train import TrainState
 
@@ -93,7 +96,8 @@ class Memory:
             OSError: It cannot be written to.
         """
         folder = Path(folder)
-        ledger = Ledger.open(folder / ANSWERS, about, same=same)
+        bits = {"bits": 64} if jnp.result_type(float) == np.float64 else {}  # 32 bits go without saying
+        ledger = Ledger.open(folder / ANSWERS, {**about, **bits}, same=("bits", *same))
         if ledger.damaged:
             say(f"{len(ledger.damaged)} lines of {ledger.path} are damaged: what they held is computed again.")
         for name in (STATES, REACHED):
@@ -144,6 +148,9 @@ class Memory:
         Args:
             name: Tells functions apart that are asked the same.
             function: Gives the same answer to the same question, always.
+
+        Raises:
+            TypeError: When called: the function gives something else. For a training loop of your own see `training`.
         """
 
         def ask(*arguments: Any) -> dict[str, Any]:
@@ -152,11 +159,38 @@ class Memory:
             if asked in self._known:
                 self._go_to(self._known[asked])
                 return {key: _number(each) for key, each in self._known[asked]["answer"].items()}
-            answer = {key: _plain(each) for key, each in jax.device_get(dict(function(*arguments))).items()}
+            found = jax.device_get(named_numbers(function(*arguments), name))
+            answer = {key: _plain(each) for key, each in found.items()}
             self._known[asked] = self._keep(asked, {"name": name, "answer": answer})
             return {key: _number(each) for key, each in answer.items()}
 
         return ask
+
+    def training(
+        self, name: str, train: Callable[[jax.Array, TrainState], tuple[TrainState, Any]]
+    ) -> Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]]:
+        """The same training loop, of your own making, whose results are kept. A stop costs the session at work.
+
+        Args:
+            name: Tells loops apart that are asked the same, such as a long one and a short one.
+            train: `train(key, state) -> (state, report)`, as for `minimize`; the same result for the same arguments.
+
+        Raises:
+            TypeError: When called: `train` gives something else, or a state of another form than it was given.
+        """
+
+        def run(key: jax.Array, state: TrainState) -> tuple[TrainState, SessionReport]:
+            self._pause()
+            asked = digest(name, (key, state))
+            if (known := self._recalled(asked, state)) is not None:
+                return known
+            after, report = trained(train(key, state), state, name)
+            after = jax.tree.map(jnp.asarray, after)
+            same_form(after, state, name)
+            self._keep(asked, {"name": "training"}, Place(after, report))
+            return after, report
+
+        return run
 
     def session(self, session: Session) -> Session:
         """The same session, whose results are kept, and which goes on where it stood."""
@@ -221,7 +255,7 @@ class Memory:
             if stop:
                 self.flush()
                 raise KeyboardInterrupt
-            return watch(state, losses) if watch else ""
+            return words(watch(state, losses), "watch") if watch else ""
 
         if place is None:
             state, report = go(like, look)

@@ -18,19 +18,24 @@ import jax
 import optax
 
 from maskprune import moves
+from maskprune._answers import measured, words
 from maskprune._strict import strict
 from maskprune.alter import disable
 from maskprune.early import Early
-from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move
+from maskprune.moves.base import Move, Plan, Proposal, Remove, Verdict, View, apply_move, begun, proposed
 from maskprune.network import Network, Params, count_enabled
-from maskprune.race import NO_SESSION, Candidate, Evaluate, TrainShare, best, joined, race
+from maskprune.race import NO_SESSION, Candidate, Evaluate, TrainShare, best, joined, network_of, race, trained
 from maskprune.rounds import Limits, Rival, Round, Rules, name_masks, name_tried
-from maskprune.select.base import Scores, Selector, rank, unscored
+from maskprune.select.base import Scores, Selector, rank, scores_of, unscored
 from maskprune.session import SessionReport
 from maskprune.train import TrainState, init_state
 
 
-Train = Callable[[jax.Array, TrainState], tuple[TrainState, SessionReport]]
+Train = Callable[[jax.Array, TrainState], tuple[TrainState, Any]]  # a SessionReport, or the losses
+
+
+class NoReference(ValueError):
+    """The network to minimize has no score that smaller ones could be compared with."""
 
 
 @strict
@@ -56,7 +61,8 @@ def minimize(
     Args:
         key: Root key. Selection and training of every round get keys of their own, by `fold_in`.
         state: A trained network.
-        train: `train(key, state) -> (state, report)`: one short session.
+        train: `train(key, state) -> (state, report)`: one short session. The report is a `SessionReport`, as
+            `make_session` gives it, or, from a loop of your own, the losses of all steps, float[steps].
         evaluate: `evaluate(state) -> {"score": ..., ...}`; `"score"` decides, higher is better. A `"flat"` of 1 says
             that the output is the same everywhere, which is then told with the verdict. It should run what
             `judged(apply, state.network)` gives, so that masks whose removal is not exact are judged by the network
@@ -84,7 +90,9 @@ def minimize(
         of the control, the masks as well. The state held is then that of before, bit for bit.
 
     Raises:
-        ValueError: The network as given has no finite score; or see `Rules.least`, and `select.rank`.
+        NoReference: The network as given has no finite score, or none that `rules` can take a share of.
+        ValueError: See `Rules.least`, and `select.rank`.
+        TypeError: A function that was handed in returns something else than is said above.
     """
     rules = rules or Rules()
     for option in ("racing", "early") if train_many is None else ():
@@ -92,12 +100,14 @@ def minimize(
             raise ValueError(f"`rules.{option}` needs `train_many`, which can stop a session half way and go on.")
     if train_many is None:
         train_many = _in_turn(train, optimizer)
-    take = (lambda network, chosen: remove(network, chosen, batch)) if remove else disable
+    take = disable
+    if remove is not None:
+        take = lambda network, chosen: network_of(remove(network, chosen, batch), "remove")
     keyed = lambda purpose, number: jax.random.fold_in(jax.random.fold_in(key, purpose), number)
-    scores = lambda number, network: selector(keyed(0, number), network, batch)
+    scores = lambda number, network: scores_of(selector, keyed(0, number), network, batch)
     search = _Search(state, rules, limits or Limits(), plan=plan, scores=scores, clock=clock)
     early = None if rules.early is None else Early(rules.early)
-    yield search.begin(dict(evaluate(state)))
+    yield search.begin(measured(evaluate(state)))
     while not search.stop:
         began, number, proposal = clock(), search.number + 1, search.proposal
         put = partial(apply_move, keyed(2, number), remove=take, init=init)
@@ -123,13 +133,13 @@ def minimize(
         control, steps = search.reference_state, sum(len(each.report.losses) for each in found)
         if rules.control:
             again = init_state(control.network, optimizer, control.model_state)
-            trained, report = train(keyed(1, number), again)
+            after, report = trained(train(keyed(1, number), again), again)
             steps += len(report.losses)
-            tried = Candidate(trained, report, dict(evaluate(trained)))
-            if tried.trouble:
-                search.remarks.append(f"the control stays as it was: {tried.trouble}")
+            tried = Candidate(after, report, measured(evaluate(after)))
+            if trouble := tried.trouble or search.rules.no_reference(tried.worth):
+                search.remarks.append(f"the control stays as it was: {trouble}")
             else:
-                control, search.reference_score = trained, tried.worth
+                control, search.reference_score = after, tried.worth
         yield search.judge(found, control=control, steps=steps, began=began)
 
 
@@ -141,7 +151,7 @@ def _in_turn(train: Train, optimizer: optax.GradientTransformation) -> TrainShar
         for number in range(times):
             if number:
                 key, state = jax.random.fold_in(key, number), init_state(state.network, optimizer, state.model_state)
-            state, more = train(key, state)
+            state, more = trained(train(key, state), state)
             report = joined(report, more)
             if not report.finite:
                 break
@@ -165,11 +175,11 @@ class _Search:
     ) -> None:
         self.rules, self.limits, self.clock = rules, limits, clock
         self.number, self.steps, self.began = 0, 0, clock()
-        self.reference_state, self.reference_score = state, math.nan
+        self.reference_state, self.reference_score, self.held_score = state, math.nan, math.nan
         self.remarks: list[str] = []  # what the next verdict has to tell besides
         self._scores = scores
         self._view = View(state, rules, scores=self._order)
-        self._plan = plan(self._view)
+        self._plan = begun(plan(self._view))
         self.proposal = Proposal([], 0)
         self.stop = ""
 
@@ -179,17 +189,34 @@ class _Search:
 
     @property
     def required(self) -> float:
-        return self.rules.threshold * self.reference_score
+        return self.rules.required(self.reference_score)
 
     def begin(self, metrics: dict[str, float]) -> Round:
         self.reference_score = score = float(metrics["score"])
         if not math.isfinite(score):
-            raise ValueError(f"The network to minimize scores {score}: train it first.")
+            raise NoReference(f"The network to minimize scores {score}: train it first.")
+        if why := self.rules.no_reference(score):
+            raise NoReference(f"The network to minimize cannot be a reference: {why}.")
+        self.held_score = score
         self._go_on(None)
         required, left = self.required, self.proposal.left
-        said = "the network to minimize"
-        network = self.state.network
-        return Round(0, {}, True, said, score, score, required, metrics, self.state, network, 0, 0.0, left, self.stop)
+        return Round(
+            number=0,
+            chosen={},
+            accepted=True,
+            reason="the network to minimize",
+            score=score,
+            held_score=score,
+            reference=score,
+            required=required,
+            metrics=metrics,
+            state=self.state,
+            judged=self.state.network,
+            steps=0,
+            seconds=0.0,
+            left=left,
+            stop=self.stop,
+        )
 
     def judge(self, found: list[Candidate], *, control: TrainState, steps: int, began: float) -> Round:
         proposed, reference = self.proposal.moves, self.reference_score
@@ -213,6 +240,7 @@ class _Search:
             accepted=accepted,
             reason="; ".join([reason, *dict.fromkeys(remarks)]),
             score=score,
+            held_score=self.held_score,
             reference=reference,
             required=required,
             metrics=winner.metrics,
@@ -233,7 +261,7 @@ class _Search:
         return rank(scores, network)
 
     def _accept(self, candidate: TrainState, score: float, control: TrainState) -> None:
-        self._view.state = candidate
+        self._view.state, self.held_score = candidate, score
         self.reference_state = control
         kind = self.rules.reference
         if kind == "previous" or (kind == "best" and score >= self.reference_score):
@@ -246,10 +274,10 @@ class _Search:
             self.proposal = Proposal([], 0)
             return
         try:
-            self.proposal = next(self._plan) if verdict is None else self._plan.send(verdict)
+            self.proposal = proposed(next(self._plan) if verdict is None else self._plan.send(verdict))
             self.stop = self._limit()
         except StopIteration as end:
-            self.proposal, self.stop = Proposal([], 0), end.value
+            self.proposal, self.stop = Proposal([], 0), words(end.value, "plan") or "the plan has ended"
 
     def _target(self) -> str:
         most, enabled = self.limits.masks, sum(count_enabled(self.state.network).values())

@@ -6,6 +6,7 @@ pictures into pictures. Nothing here trains or decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ class Outcome(NamedTuple):
         interrupted: Whether somebody stopped it.
         training_seconds: The part of the wall time that was spent training, without compiling it.
         compile_seconds: The part that was spent compiling the training loop.
+        score: Of `state`, as it was last judged; NaN where it was interrupted before that.
     """
 
     initial: Network
@@ -50,6 +52,7 @@ class Outcome(NamedTuple):
     interrupted: bool = False
     training_seconds: float = 0.0
     compile_seconds: float = 0.0
+    score: float = math.nan
 
 
 @strict

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from maskprune._answers import words
 from maskprune._strict import Count, strict
 from maskprune.headroom import with_less_memory
 from maskprune.lanes import Lanes
@@ -203,7 +204,7 @@ class _Run:
     def _look(self, lanes: Sequence[Member]) -> str:
         assert self._watch is not None
         states = jax.tree.map(jnp.asarray, self._lanes.join(lanes, self._count).state)
-        return self._watch(states, self._losses)
+        return words(self._watch(states, self._losses), "watch")
 
     def report(self, seconds: float, compile_seconds: float) -> PopulationReport:
         finite, at = self.members.alive, self.members.state.step

@@ -17,7 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from maskprune._answers import measured, refuse
 from maskprune.early import Early
+from maskprune.network import Network
 from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
@@ -94,9 +96,10 @@ def race(
         return every
     for share in sorted({*halvings, *(early.looks if early else ()), 1.0}):
         going = [each for each in running if not each.report.stopped]
-        found = train([key] * len(going), [each.state for each in going], share=share) if going else []
+        before = [each.state for each in going]
+        found = all_trained(train([key] * len(going), before, share=share), before) if going else []
         for each, (state, report) in zip(going, found, strict=True):
-            each.state, each.report, each.metrics = state, joined(each.report, report), dict(evaluate(state))
+            each.state, each.report, each.metrics = state, joined(each.report, report), measured(evaluate(state))
             each.scores[share] = each.worth
         for each in running:
             each.share = share
@@ -121,7 +124,7 @@ def race(
 def _some_pass_untrained(every: Sequence[Candidate], evaluate: Evaluate, required: float) -> bool:
     """Whether some need no training; those have run their race."""
     for each in every:
-        each.metrics = dict(evaluate(each.state))
+        each.metrics = measured(evaluate(each.state))
         each.share = float(each.worth >= required)
     return any(each.share for each in every)
 
@@ -148,3 +151,52 @@ def joined(first: SessionReport, second: SessionReport) -> SessionReport:
         seconds=first.seconds + second.seconds,
         compile_seconds=first.compile_seconds + second.compile_seconds,
     )
+
+
+# What training gives back.
+
+REPORTED = "`(state, report)`, where the report is a `SessionReport`, as of `make_session`, or the losses of all steps"
+
+
+def trained(found: object, before: TrainState, name: str = "train") -> tuple[TrainState, SessionReport]:
+    """The state and the report of a session. The losses of its steps, float[steps], can stand for a report.
+
+    Raises:
+        TypeError: `train` returned something else.
+    """
+    if not (isinstance(found, tuple | list) and len(found) == 2):
+        refuse(name, found, REPORTED)
+    state, report = state_of(found[0], name), found[1]
+    if state.network.groups != before.network.groups:
+        refuse(name, found, "the state it was given, trained on: this one has other groups of masks")
+    return state, report if isinstance(report, SessionReport) else _report(found, report, name)
+
+
+def _report(found: object, losses: object, name: str) -> SessionReport:
+    try:
+        values = np.asarray(losses, np.float32)
+    except (TypeError, ValueError):
+        values = np.zeros(())
+    if values.ndim != 1:
+        refuse(name, found, REPORTED)
+    finite = bool(np.isfinite(values).all())
+    return SessionReport(values, finite, "" if finite else "a loss was not finite", 0.0)
+
+
+def all_trained(found: object, before: Sequence[TrainState]) -> list[tuple[TrainState, SessionReport]]:
+    """The same of several sessions, as `train_many` gives them."""
+    if not isinstance(found, list | tuple) or len(found) != len(before):
+        refuse("train_many", found, f"a list with one pair (state, report) for each of {len(before)} states")
+    return [trained(each, state, "train_many") for each, state in zip(found, before, strict=True)]
+
+
+def state_of(found: object, name: str) -> TrainState:
+    if not isinstance(found, TrainState):
+        refuse(name, found, "a `TrainState`, such as the one it was given")
+    return found
+
+
+def network_of(found: object, name: str) -> Network:
+    if not isinstance(found, Network):
+        refuse(name, found, "a `Network`, such as the one it was given")
+    return found

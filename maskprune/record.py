@@ -52,6 +52,7 @@ def history_row(found: Round, *, size: Size, spent: Natural) -> Row:
         "reason": found.reason,
         "chosen": tried if tried or not found.number else "trained on",
         "score": found.score,
+        "held_score": found.held_score,
         "required": found.required,
         "reference": found.reference,
         **sizes(found.judged, size),
@@ -67,6 +68,7 @@ def final_row(
     *,
     number: Natural,
     reason: str,
+    held_score: float,
     size: Size,
     spent: Natural,
 ) -> Row:
@@ -77,6 +79,7 @@ def final_row(
         "reason": reason,
         "chosen": "",
         "score": metrics.get("score", float("nan")),
+        "held_score": held_score,
         **sizes(state.network, size),
         **_measured(metrics, steps=len(report.losses), spent=spent, seconds=report.seconds),
     }
@@ -156,6 +159,17 @@ def device() -> str:
     first = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if first.platform == "cpu" else ""
     return f"{first.platform}: {first.device_kind} ({platform.machine()}{cores})"
+
+
+def why_no_device() -> str:
+    """Why JAX has nothing here to compute on, in words, or ""; it looks for devices where nobody has yet."""
+    try:
+        jax.devices()
+    except Exception as error:  # every platform has its own, an assertion among them
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        asked = os.environ.get("JAX_PLATFORMS")
+        return f"JAX finds no device ({reason}); JAX_PLATFORMS is {asked!r}: use cpu, or leave it unset"
+    return ""
 
 
 @strict

@@ -13,11 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from maskprune import models
+from maskprune.files import read_file
 from maskprune.ledger import Ledger, Row
 from maskprune.memory import has_ended, read_answers
 
 
-MEMORY = "memory"
+MEMORY, NETWORK, HISTORY = "memory", "network.npz", "history.csv"
+RESULT, REPORT = "result.json", "report.html"
+NEEDED = {
+    *(f"{size}_{when}" for size in ("masks", "multiply_adds") for when in ("before", "after")),
+    *("seed", "final_score", "score_ratio", "relative_rmse", "steps", "seconds", "stop", "interrupted"),
+}
 TIMES = ("seconds", "inference_ms")  # what the names of measured times begin or end with
 
 
@@ -32,8 +39,41 @@ def differences(first: Path | str, second: Path | str) -> list[str]:
         OSError: A file is missing.
     """
     first, second = Path(first), Path(second)
+    check_files(first)
     runs = [_ledger(first), _ledger(second)]
     return [*_other_answers(*runs), *_other_files(first, second), *_other_facts(*runs)]
+
+
+def check_files(folder: Path | str) -> None:
+    """Whether what a finished run left is there and sound: what `differences` compares.
+
+    Raises:
+        ValueError: A file is damaged, or the run is not finished.
+        OSError: A file is missing, or cannot be read.
+    """
+    folder = Path(folder)
+    for place in _places(folder):
+        models.load(folder / place / NETWORK)
+        for name in (HISTORY, RESULT):
+            _timeless(folder / place / name)
+
+
+def results(folder: Path | str) -> list[dict[str, Any]]:
+    """What the `result.json` of a finished run hold; one for every search.
+
+    Raises:
+        ValueError, OSError: See `check_files`.
+    """
+    check_files(folder)
+    found = []
+    for place in _places(Path(folder)):
+        path, page = (Path(folder) / place / name for name in (RESULT, REPORT))
+        found.append(json.loads(read_file(path)))
+        if missing := NEEDED - found[-1].keys():
+            raise ValueError(f"`{path}` is no result of a search: it lacks {sorted(missing)[0]!r}.")
+        if not read_file(page).rstrip().endswith(b"</html>"):
+            raise ValueError(f"`{page}` is damaged: its end is missing.")
+    return found
 
 
 def count_answers(folder: Path | str) -> int:
@@ -68,19 +108,32 @@ def _other_answers(one: Ledger, other: Ledger) -> Iterator[str]:
 
 
 def _other_files(first: Path, second: Path) -> Iterator[str]:
-    for path in sorted(first.rglob("result.json")):
-        folder = path.parent.relative_to(first)
-        for name in ("network.npz", "history.csv", "result.json"):
-            one, other = ((root / folder / name).read_bytes() for root in (first, second))
-            if _timeless(name, one) != _timeless(name, other):
+    for folder in _places(first):
+        for name in (NETWORK, HISTORY, RESULT):
+            one, other = (_timeless(root / folder / name) for root in (first, second))
+            if one != other:
                 yield f"{folder / name} differs"
 
 
-def _timeless(name: str, content: bytes) -> Any:
+def _places(folder: Path) -> list[Path]:
+    """Where in its folder a finished run left what it found, a place for every search."""
+    (ended, *_) = _ledger(folder).find(finished=True)
+    named = ended.get("folders") or sorted(path.parent.relative_to(folder) for path in folder.rglob(RESULT))
+    return [Path(each) for each in named] or [Path()]  # a run of an earlier version did not say
+
+
+def _timeless(path: Path) -> Any:
     """The content of a file without the times in it."""
-    if name.endswith(".csv"):
-        return [_without_times(row) for row in csv.DictReader(io.StringIO(content.decode()))]
-    return _without_times(json.loads(content)) if name.endswith(".json") else content
+    content = read_file(path)
+    try:
+        if path.suffix == ".csv":
+            rows = [_without_times(row) for row in csv.DictReader(io.StringIO(content.decode()), strict=True)]
+            if not rows or any(None in row or None in row.values() for row in rows):
+                raise ValueError("a row has more or fewer columns than the first line names")
+            return rows
+        return _without_times(json.loads(content)) if path.suffix == ".json" else content
+    except (ValueError, AttributeError, RecursionError, csv.Error) as error:
+        raise ValueError(f"`{path}` is damaged, or not what a run writes: {error}.") from error
 
 
 def _without_times(row: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def replay(policy: Policy, table: Table, rules: Rules, *, reference: float, step
     Args:
         policy: Orders the masks of the set that is held.
         table: Scores of all that may be met.
-        rules: Its `threshold`, `reference`, `retry`, `min_enabled` and `candidates` are followed.
+        rules: Its `threshold` or `drop`, `reference`, `retry`, `min_enabled` and `candidates` are followed.
         reference: The score that the whole network is judged by.
         steps: Gradient steps of one session.
 
@@ -73,7 +73,7 @@ def replay(policy: Policy, table: Table, rules: Rules, *, reference: float, step
             raise ValueError(f"`policy` names none of the masks {eligible} of `{held}` that may go.")
         children = table.children(held)
         mask = max(order, key=lambda each: table[children[each]])
-        score, required = table[children[mask]], rules.threshold * reference
+        score, required = table[children[mask]], rules.required(reference)
         spent += steps * len(order)
         accepted = math.isfinite(score) and score >= required
         trials.append(Trial(held, mask, children[mask], score, required, accepted, spent))

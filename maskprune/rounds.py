@@ -14,12 +14,18 @@ from maskprune.network import Network
 from maskprune.train import TrainState
 
 
+THRESHOLD = 0.95
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
     """How a candidate is chosen and judged.
 
     Attributes:
         threshold: A candidate is accepted at this share of the reference score or more, in (0, 1].
+        drop: In place of `threshold`: a candidate is accepted when it scores at most this much less than the
+            reference, 0 or more, in units of the score. The rule for scores that may be negative, such as minus a
+            loss, of which a share would ask for improvement.
         reference: Which network sets the reference score: the `"initial"` one; the `"previous"` accepted one, which
             compounds (0.85 eight times over is 0.27); or the `"best"` so far.
         control: The reference network also gets each short session, so that "more training" is not mistaken for
@@ -39,7 +45,7 @@ class Rules:
             pass with at most this probability, in [0, 1). None: they run to their end.
     """
 
-    threshold: Fraction = 0.95
+    threshold: Fraction = THRESHOLD
     reference: Literal["initial", "previous", "best"] = "initial"
     control: bool = False
     retry: Literal["accepted", "never"] = "accepted"
@@ -52,9 +58,22 @@ class Rules:
     candidates: Count = 1
     racing: bool = False
     early: BelowOne | None = None
+    drop: NotNegative | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.drop is not None and self.threshold != THRESHOLD:
+            raise ValueError(f"`threshold` is {self.threshold} and `drop` {self.drop}: give one of them.")
+
+    def required(self, reference: float) -> float:
+        """The score to be reached where the reference scores this."""
+        return self.threshold * reference if self.drop is None else reference - self.drop
+
+    def no_reference(self, score: float) -> str:
+        """Why a score cannot be the reference, or "". A share of what is negative is more, not less."""
+        if self.drop is not None or score >= 0:
+            return ""
+        return f"it scores {score}, and a share of that is not less; use `Rules(drop=...)`, how much may be lost"
 
     def least(self, groups: Groups) -> dict[str, int]:
         """How many masks of every group must stay enabled.
@@ -148,6 +167,7 @@ class Round(NamedTuple):
         accepted: Whether the candidate was kept.
         reason: The verdict in words.
         score: Of the candidate; higher is better.
+        held_score: Of the network held after the verdict, `state`, when it was judged.
         reference: The score it was compared with.
         required: The score it had to reach.
         metrics: Everything `evaluate` said of the candidate.
@@ -167,6 +187,7 @@ class Round(NamedTuple):
     accepted: bool
     reason: str
     score: float
+    held_score: float
     reference: float
     required: float
     metrics: dict[str, float]

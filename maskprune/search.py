@@ -6,6 +6,7 @@ is handed in, so that the same search runs alone or as one of many (`run_togethe
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +16,13 @@ import jax
 import optax
 
 from maskprune import moves, record
+from maskprune._answers import measured
 from maskprune._strict import strict
 from maskprune.minimize import minimize
 from maskprune.moves.base import Plan, Remove
 from maskprune.network import Network, Params
 from maskprune.outcome import Outcome
-from maskprune.race import Candidate, Evaluate
+from maskprune.race import Candidate, Evaluate, all_trained, state_of
 from maskprune.rounds import Limits, Round, Rules
 from maskprune.select.base import Selector
 from maskprune.session import TrainMany, of_length
@@ -106,7 +108,7 @@ def search(
                 show.say(f"A start was drawn again: {reason}.")
             state = start.state
         else:
-            state = draw(first_key)
+            state = state_of(draw(first_key), "draw")
         books.initial, books.state = state.network, state
         show.upcoming = "round 1"
         rounds = minimize(
@@ -128,7 +130,7 @@ def search(
         for each in rounds:
             row = record.history_row(each, size=size, spent=books.steps - each.steps)
             books.rows.append(row)
-            books.state, books.stop = each.state, each.stop
+            books.state, books.stop, books.score = each.state, each.stop, each.held_score
             show.verdict(each, row)
         if lengths.last:
             show.upcoming = "last session"
@@ -159,12 +161,12 @@ class _Books:
         self.initial: Network | None = None
         self.state: TrainState | None = None
         self.rows: list[record.Row] = []
-        self.steps, self.stop, self.interrupted = 0, "", False
+        self.steps, self.stop, self.interrupted, self.score = 0, "", False, math.nan
         self.training_seconds = self.compile_seconds = 0.0
 
     def counting(self, train: TrainMany) -> TrainMany:
         def counted(keys: Any, states: Any, **session: Any) -> Any:
-            found = train(keys, states, **session)
+            found = all_trained(train(keys, states, **session), states)
             self.steps += sum(len(report.losses) for _, report in found)
             self.training_seconds += sum(report.seconds - report.compile_seconds for _, report in found)
             self.compile_seconds += sum(report.compile_seconds for _, report in found)
@@ -174,15 +176,16 @@ class _Books:
 
     def finish(self, fresh: TrainState, after: TrainState, report: Any, *, evaluate: Evaluate, size: Any) -> record.Row:
         """Keeps the last session's result if it is better."""
-        before, now = evaluate(fresh), dict(evaluate(after))
+        before, now = measured(evaluate(fresh)), measured(evaluate(after))
         trouble = Candidate(after, report, now).trouble
         better = not trouble and now["score"] > before["score"]
         reason = trouble or f"{now['score']:.4f} after the last session, {before['score']:.4f} before it"
         reason += "" if better else "; not kept"
         spent = self.steps - len(report.losses)
-        row = record.final_row(after, now, report, number=len(self.rows), reason=reason, size=size, spent=spent)
+        self.state, self.score = (after, float(now["score"])) if better else (self.state, float(before["score"]))
+        books = {"number": len(self.rows), "held_score": self.score, "spent": spent}
+        row = record.final_row(after, now, report, reason=reason, size=size, **books)
         self.rows.append(row)
-        self.state = after if better else self.state
         return row
 
     def interrupt(self, reached: TrainState | None) -> None:
@@ -202,4 +205,5 @@ class _Books:
             interrupted=self.interrupted,
             training_seconds=self.training_seconds,
             compile_seconds=self.compile_seconds,
+            score=self.score,
         )

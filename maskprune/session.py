@@ -22,6 +22,7 @@ import scipy.linalg  # noqa: F401  (jaxlib factorizes with its BLAS: loaded befo
 import threadpoolctl
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maskprune._answers import same_form, words
 from maskprune._strict import Count, Natural, strict
 from maskprune.train import Step, TrainState
 
@@ -141,7 +142,7 @@ def make_session(step: Step, draw: Draw, *, chunk: Count = 100, mesh: Mesh | Non
                 if not finite:
                     stopped = not_finite(int(state.step))
                 elif watch is not None:
-                    stopped = watch(state, np.concatenate(losses))
+                    stopped = words(watch(state, np.concatenate(losses)), "watch")
                 if stopped:
                     break
         every = np.concatenate(losses) if losses else np.zeros(0, np.float32)
@@ -241,6 +242,7 @@ def one_step(step: Step, draw: Draw) -> Callable[..., Any]:
         draw_key, step_key = jax.random.split(jax.random.fold_in(course.key, state.step))
         progress = state.step / steps
         after, info = step(state, draw(draw_key, data), key=step_key, progress=progress, rate=course.rate)
+        same_form(after, state, "step")
         moves = member.alive & (state.step < until)
         after = jax.tree.map(lambda new, old: jnp.where(moves & info.finite, new, old), after, state)
         return Member(after, member.alive & (info.finite | ~moves)), info.loss, moves

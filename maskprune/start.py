@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import jax
 
+from maskprune._answers import words
 from maskprune._strict import Count, Share, strict
+from maskprune.race import state_of, trained
 from maskprune.session import SessionReport
 from maskprune.train import TrainState
 
@@ -58,16 +60,17 @@ def train_start(
 
     Raises:
         NothingLearned: No draw learned; the message holds every reason.
+        TypeError: One of the functions returns something else.
     """
     reasons: list[str] = []
     steps = 0
     for attempt in range(attempts):
         draw_key, train_key = split_key(jax.random.fold_in(key, attempt), 2)
-        state, taken, reason = draw(draw_key), 0, ""
+        state, taken, reason = state_of(draw(draw_key), "draw"), 0, ""
         for share in (look_at, 1.0):
-            state, report = train(train_key, state, share=share)
+            state, report = trained(train(train_key, state, share=share), state)
             taken += len(report.losses)
-            reason = report.stopped if not report.finite else trouble(state)
+            reason = report.stopped if not report.finite else words(trouble(state), "trouble")
             if reason or report.stopped:
                 break
         steps += taken

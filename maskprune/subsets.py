@@ -17,11 +17,13 @@ import numpy as np
 import optax
 
 from maskprune import alive as text
+from maskprune._answers import measured
 from maskprune._strict import Count, strict
 from maskprune.alive import Alive
 from maskprune.alter import disable
 from maskprune.handover import compact_network
 from maskprune.network import Network
+from maskprune.race import all_trained
 from maskprune.session import TrainMany
 from maskprune.train import TrainState, init_state
 
@@ -112,7 +114,7 @@ def train_each(
         while piece := list(itertools.islice(alike, together)):
             after = _train(key, [state for _, state in piece], train=train, steps=count, together=together)
             yield [
-                Tried(alive, found[0], dict(evaluate(found[0])), *found[1:])
+                Tried(alive, found[0], measured(evaluate(found[0])), *found[1:])
                 for (alive, _), found in zip(piece, after, strict=True)
             ]
 
@@ -125,7 +127,7 @@ def _train(key: jax.Array, states: list[TrainState], *, train: TrainMany, steps:
     if not steps:
         return [(state, 0, True, 0.0) for state in states]
     filled = states + states[-1:] * (together - len(states))
-    found = train([key] * together, filled, steps=steps)[: len(states)]
+    found = all_trained(train([key] * together, filled, steps=steps), filled)[: len(states)]
     share = together / len(states)  # of the time; the ones that fill up are nobody's
     return [
         (state, len(report.losses), report.finite, share * (report.seconds - report.compile_seconds))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from maskprune._answers import loss_and_state, loss_value, pair
 from maskprune._strict import check_leaves, strict
 from maskprune.hold import held, hold
 from maskprune.model_state import run_holding
@@ -89,6 +90,7 @@ def make_train_step(
     Raises:
         TypeError, ValueError: When a step is called or compiled: `optimizer` wants something else (the gradient of
             every example, parameters in a form of its own, numbers on the host); the error says what.
+        TypeError: When it is traced: `loss` gives something else than one number, or another form of model state.
 
     Example:
         step = make_train_step(loss, optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()))
@@ -96,8 +98,9 @@ def make_train_step(
 
     def full_loss(params: Any, batch: Any, state: TrainState, key: jax.Array | None) -> tuple[jax.Array, Any]:
         if not stateful:
-            return loss(params, batch), state.model_state
-        return run_holding(state.network, state.model_state, lambda given: loss(params, batch, given, key))
+            return loss_value(loss(params, batch)), state.model_state
+        call = lambda given: pair(loss(params, batch, given, key))
+        return loss_and_state(run_holding(state.network, state.model_state, call), state.model_state)
 
     def step(
         state: TrainState, batch: Any, *, key: jax.Array | None = None, progress: Any = 0.0, rate: Any = 1.0

@@ -9,7 +9,7 @@ flax.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,59 +62,124 @@ def to_png(image_or_array: Image.Image | np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def masks_picture(params: Mapping[str, Mapping[str, Any]], enabled: Mapping[str, Any]) -> Image.Image:
-    """Every mask of a chain of convolutions, one block per layer, one column per mask.
+def masks_picture(params: Mapping[str, Any], enabled: Mapping[str, Any], groups: Iterable[Any] = ()) -> Image.Image:
+    """Every mask of a network's convolutions, one block per layer, one column per mask.
 
     A column holds a tile for each input the mask reads, and a bar for its bias (left and red if negative, right and
     green if positive). Brightness is magnitude relative to the layer's largest weight that still contributes; biases
     have their own scale. A disabled mask is dimmed and crossed out; a kernel that reads a disabled mask contributes
-    nothing, and is dimmed with one stroke through it.
+    nothing, and is dimmed with one stroke through it. Layers that are no convolutions over pictures are left out.
 
     Args:
-        params: layer name to {"kernel": f32[kh, kw, Cin, C], "bias": f32[C] (optional)}, in the order of the chain;
-            names that differ only in a number (conv2, conv10) are ordered by it.
-        enabled: layer name to bool[C]; a layer that is absent has all its masks.
+        params: nested dictionaries, as of Flax or Haiku, with {"kernel": f32[kh, kw, Cin, C], "bias": f32[C]
+            (optional)}, or "w" and "b", wherever there is a convolution. A layer is named by its path, "blocks/0".
+        enabled: bool[C] by name, such as ``network.enabled``; what is absent has all its masks.
+        groups: the groups of ``enabled``, such as ``network.groups``: they tell which masks a kernel has and reads, in
+            any network. Without them a name in ``enabled`` is that of a layer, and ``params`` that hold convolutions
+            alone, not nested, are a chain in the given order; names that differ only in a number (conv2, conv10) are
+            ordered by it.
 
     Returns:
         An RGB picture whose size depends on the shapes alone.
 
     Raises:
-        ValueError: a kernel without four axes, flags of another length, or a layer that ``params`` does not have.
+        ValueError: no kernel with four axes, flags of another length, or a name that ``params`` does not have.
+
+    Example:
+        picture = masks_picture(network.params, network.enabled, network.groups)
+        picture.save("masks.png")
     """
-    names, flags = _in_order(params), _flags(params, enabled)
+    layers, groups = _layers(params), tuple(groups)
+    names = _in_order(layers) if set(layers) == set(params) else list(layers)
+    marks = _marks(layers, enabled, groups) if groups else _marks_by_name(params, layers, enabled, names)
     blocks = [_legend()]
-    for previous, name in zip(["input", *names], names, strict=False):
-        inputs = np.ones(_kernel(params, name).shape[2], bool)
-        if previous in flags and flags[previous].size == inputs.size:
-            inputs = flags[previous]
-        masks = _layer_block(params[name], flags[name], inputs, source=previous)
-        blocks.append(canvas.under([_title(name, flags[name] if name in enabled else None, "masks"), masks], 10))
+    for name in names:
+        flags, inputs, source = marks[name]
+        every = np.ones(_outputs(layers[name]), bool) if flags is None else flags
+        masks = _layer_block(layers[name], every, inputs, source=source)
+        blocks.append(canvas.under([_title(name, flags, "masks"), masks], 10))
     return canvas.framed(canvas.under(blocks, 26), 24)
 
 
-def _in_order(params: Mapping[str, Any]) -> list[str]:
-    numbered = [re.fullmatch(r"(.*?)(\d+)", name) for name in params]
+_Marks = dict[str, tuple[np.ndarray | None, np.ndarray, str]]  # the masks of a layer, its inputs, and what it reads
+
+
+def _layers(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The layers that can be drawn, by their paths, as {"kernel": ..., "bias": ...}."""
+    every = dict(_with_kernels(params, ()))
+    found = {name: layer for name, layer in every.items() if layer["kernel"].ndim == 4 and layer["kernel"].size}
+    if not found:
+        others = ", ".join(f"{name!r} has a kernel of shape {layer['kernel'].shape}" for name, layer in every.items())
+        raise ValueError(f"params has no kernel [kh, kw, Cin, C] to draw: {others or 'it has none at all'}")
+    return found
+
+
+def _with_kernels(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(tree, Mapping):
+        return
+    for kernel, bias in (("kernel", "bias"), ("w", "b")):
+        if kernel in tree and not isinstance(tree[kernel], Mapping):
+            yield "/".join(path), {"kernel": np.asarray(tree[kernel], np.float32), "bias": tree.get(bias)}
+    for name, each in tree.items():
+        yield from _with_kernels(each, (*path, str(name)))
+
+
+def _in_order(layers: Mapping[str, Any]) -> list[str]:
+    numbered = [re.fullmatch(r"(.*?)(\d+)", name) for name in layers]
     if all(numbered) and len({match[1] for match in numbered if match}) == 1:
-        return sorted(params, key=lambda name: int(re.findall(r"\d+$", name)[0]))
-    return list(params)
+        return sorted(layers, key=lambda name: int(re.findall(r"\d+$", name)[0]))
+    return list(layers)
 
 
-def _kernel(params: Mapping[str, Any], name: str) -> np.ndarray:
-    kernel = np.asarray(params[name]["kernel"], np.float32)
-    if kernel.ndim != 4 or not kernel.size:
-        raise ValueError(f"params[{name!r}]['kernel'] has shape {kernel.shape}; a picture needs [kh, kw, Cin, C]")
-    return kernel
+def _outputs(layer: Mapping[str, Any]) -> int:
+    return layer["kernel"].shape[3]
 
 
-def _flags(params: Mapping[str, Any], enabled: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if unknown := sorted(set(enabled) - set(params)):
-        raise ValueError(f"enabled names {unknown}, which params does not have; its layers are {list(params)}")
-    flags = {name: np.ones(_kernel(params, name).shape[3], bool) for name in params}
-    for name, given in enabled.items():
-        if np.shape(given) != flags[name].shape:
-            raise ValueError(f"enabled[{name!r}] has shape {np.shape(given)}; its layer has {flags[name].size} masks")
-        flags[name] = np.asarray(given, bool)
-    return flags
+def _marks(layers: Mapping[str, Any], enabled: Mapping[str, Any], groups: Sequence[Any]) -> _Marks:
+    """What the slices of groups say about every kernel."""
+    _check_names(enabled, [group.name for group in groups], "groups")
+    outputs: dict[str, np.ndarray] = {}
+    inputs = {name: np.ones(layer["kernel"].shape[2], bool) for name, layer in layers.items()}
+    sources: dict[str, str] = {}
+    for group in groups:
+        flags = _checked(group.name, enabled.get(group.name, np.ones(group.size, bool)), group.size)
+        for piece in group.slices:
+            name, _, leaf = piece.leaf.rpartition("/")
+            labels = np.asarray(piece.labels)
+            alive = (labels < 0) | flags[labels]
+            if name not in layers or leaf not in ("kernel", "w"):
+                continue
+            if piece.axis == 3 and piece.role == "out":
+                outputs[name] = outputs.get(name, True) & alive
+            elif piece.axis == 2:
+                inputs[name], sources[name] = inputs[name] & alive, group.name
+    return {name: (outputs.get(name), inputs[name], sources.get(name, "input")) for name in layers}
+
+
+def _marks_by_name(
+    params: Mapping[str, Any], layers: Mapping[str, Any], enabled: Mapping[str, Any], names: Sequence[str]
+) -> _Marks:
+    """What names say: whose masks they are, and in a chain, what the next layer reads."""
+    _check_names(enabled, [name for name, _ in _with_kernels(params, ())], "params")
+    flags = {name: _checked(name, enabled[name], _outputs(layers[name])) for name in names if name in enabled}
+    chain, marks = set(layers) == set(params), _Marks()
+    for previous, name in zip(["input", *names], names, strict=False):
+        inputs, source = np.ones(layers[name]["kernel"].shape[2], bool), previous if chain else "input"
+        if source in flags and flags[source].size == inputs.size:
+            inputs = flags[source]
+        marks[name] = (flags.get(name), inputs, source)
+    return marks
+
+
+def _check_names(enabled: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    if unknown := sorted(set(enabled) - set(known)):
+        raise ValueError(f"enabled names {unknown}, which {where} does not have; there are {list(known)}")
+
+
+def _checked(name: str, given: Any, size: int) -> np.ndarray:
+    if np.shape(given) != (size,):
+        raise ValueError(f"enabled[{name!r}] has shape {np.shape(given)}; there are {size} masks")
+    return np.asarray(given, bool)
 
 
 def _legend() -> Image.Image:

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 import optax
 
+from maskprune._answers import measured
 from maskprune._strict import strict
 from maskprune.alter import Chosen, disable, freeze, zero_weights
 from maskprune.network import Network
+from maskprune.race import network_of, trained
 from maskprune.session import SessionReport
 from maskprune.train import TrainState, init_state
 
@@ -99,7 +101,8 @@ def worth(
         KeyError: `chosen` names a group that does not exist.
         ValueError: `chosen` holds something else than bool[C] for a group.
     """
-    altered = init_state(alteration(state.network, chosen), optimizer, state.model_state)
-    trained, _ = train(key, altered)
-    before, at_once, after = (float(evaluate(each)["score"]) for each in (state, altered, trained))
-    return Worth(before, at_once, after, trained)
+    network = network_of(alteration(state.network, chosen), "alteration")
+    altered = init_state(network, optimizer, state.model_state)
+    after, _ = trained(train(key, altered), altered)
+    before, at_once, trained_on = (float(measured(evaluate(each))["score"]) for each in (state, altered, after))
+    return Worth(before, at_once, trained_on, after)

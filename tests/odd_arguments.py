@@ -161,7 +161,7 @@ def own():
         "models.save": {"path": Path("saved.npz")},
         "moves.chain": {"plans": [mp.moves.one_by_one]},
         "record.history_row": {"found": last, "spent": 1},
-        "record.final_row": {"number": 1, "reason": "", "spent": 1},
+        "record.final_row": {"number": 1, "reason": "", "held_score": 0.5, "spent": 1},
         "record.write_json": {"path": Path("out.json"), "value": {"a": 1}},
         "record.time_inference": {"networks": [(w["apply"], w["params"])], "repeats": 1},
         "regret.Table": {"scores": scores, "costs": dict.fromkeys(scores, 1.0)},

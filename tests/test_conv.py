@@ -321,7 +321,7 @@ def test_one_processor_gives_the_same_bits_and_older_ones_the_same_numbers(tmp_p
 def test_without_the_library_another_way_is_taken(monkeypatch, rng):
     monkeypatch.setattr(native, "LEVEL", None)
     assert default_way() == "blocked" and describe_way() == "blocked"
-    with pytest.raises(ValueError, match=r"has no compiled convolution: use \"blocked\""):
+    with pytest.raises(ValueError, match=r"has no compiled convolution .*: use \"blocked\""):
         conv2d(numbers(rng, 1, 5, 5, 1), numbers(rng, 3, 3, 1, 2), way="native")
 
 

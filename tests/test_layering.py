@@ -18,6 +18,8 @@ PACKAGE = REPOSITORY / "maskprune"
 FLOORS = {
     1: {
         "_jaxprs",
+        "_answers",
+        "_terminal",
         "_strict",
         "alive",
         "groups",

@@ -45,7 +45,7 @@ def test_another_study_is_refused_by_what_differs(tmp_path):
 def test_what_is_no_ledger_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("seed,score\n1,2\n")
-    with pytest.raises(ValueError, match="no ledger"):
+    with pytest.raises(ValueError, match="no record of a run"):
         Ledger.open(path, ABOUT)
     assert path.read_text() == "seed,score\n1,2\n"
 

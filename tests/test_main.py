@@ -77,6 +77,10 @@ def test_every_format_that_is_installed(network, tmp_path):
         (["apply", "{photos}/grey.bmp", "{photos}/grey.bmp", "o.png"], "is not a network saved by maskprune"),
         (["apply", "{wide}", "{photos}/grey.bmp", "o.png"], "does not run on .*grey.bmp`, 5 × 6"),
         (["export", "{photos}/gone.npz", "out"], "gone.npz"),
+        (["apply", "{net}", "{photos}/grey.bmp", "x" * 300], "can be no name of a file"),
+        (["apply", "{net}", "{photos}/grey.bmp", "x" * 300 + ".png"], "can be no name of a file"),
+        (["export", "{net}", "x" * 300], "can be no name of a file"),
+        (["replay", "gone"], "gone` is no folder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences(arguments, words, network, photos, tmp_path, monkeypatch):
@@ -87,3 +91,21 @@ def test_mistakes_are_sentences(arguments, words, network, photos, tmp_path, mon
     with pytest.raises(SystemExit, match=words) as caught:
         main(given)
     assert str(caught.value).startswith("maskprune: ") and not (tmp_path / "o.png").exists()
+    bad_files = ("not a network saved", "could be read", "does not run on", "no pictures in")
+    assert caught.value.code == (1 if any(each in words for each in bad_files) else 2)
+
+
+def test_pictures_that_are_skipped_anyway_are_in_nobodys_way(network, tmp_path, rng, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    frames = [Image.fromarray(rng.integers(0, 256, (6, 5), np.uint8)) for _ in range(2)]
+    for name in ("anim.gif", "anim.png", "half.gif"):
+        frames[0].save(folder / name, save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "half.bmp")
+    main(["apply", str(network), str(folder), str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["half.png"]
+    assert capsys.readouterr().err.count(": skipped") == 3
+    frames[1].save(folder / "half.png")
+    with pytest.raises(SystemExit, match="2 pictures would be written") as caught:
+        main(["apply", str(network), str(folder), str(tmp_path / "other")])
+    assert caught.value.code == 2 and not (tmp_path / "other").exists()

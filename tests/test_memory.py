@@ -370,3 +370,15 @@ def test_states_lie_where_the_page_says(tmp_path):
     ask(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {ANSWERS, STATES, REACHED}
     assert len(list((tmp_path / STATES).iterdir())) == 2
+
+
+def test_a_run_of_other_precision_is_refused_in_a_sentence(tmp_path):
+    with Memory.open(tmp_path / "32", {"config": 1}):
+        pass
+    with jax.enable_x64(True):
+        with pytest.raises(ValueError, match="another bits: None, not 64"):
+            Memory.open(tmp_path / "32", {"config": 1})
+        with Memory.open(tmp_path / "64", {"config": 1}) as memory:
+            assert memory.recalling("evaluate", lambda state: {"score": 0.1})(jnp.ones(2)) == {"score": 0.1}
+    with pytest.raises(ValueError, match="another bits: 64, not None"):
+        Memory.open(tmp_path / "64", {"config": 1})

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from maskprune import select
+from maskprune import moves, select
 from maskprune.alter import disable, freeze
 from maskprune.groups import Group, Groups, Slice
 from maskprune.minimize import Limits, Rules, minimize
@@ -226,3 +226,54 @@ def test_what_is_left_to_try_counts_down_and_comes_back_with_an_acceptance():
     assert [bool(found.stop) for found in refused] == [False] * 5 + [True]
     accepted = search(state_of(a=3), evaluate=needs(("a", 0)))  # a0 is refused, a1 goes, a0 is refused again, a2 goes
     assert [found.left for found in accepted] == [3, 2, 2, 1, 0]
+
+
+def test_the_score_of_the_network_held_is_told_beside_that_of_the_candidate():
+    evaluate = needs(("a", 0), ("a", 2), penalty=0.25)
+    better = lambda state: {"score": evaluate(state)["score"] + 0.01 * (4 - len(enabled(state)))}
+    rounds = search(state_of(a=4), evaluate=better)
+    assert [row.accepted for row in rounds] == [True, False, True, False, False, True, False, False]
+    assert [row.score for row in rounds] == pytest.approx([1.0, 0.76, 1.01, 0.77, 0.77, 1.02, 0.78, 0.78])
+    assert [row.held_score for row in rounds] == pytest.approx([1.0, 1.0, 1.01, 1.01, 1.01, 1.02, 1.02, 1.02])
+    assert rounds[-1].held_score == better(rounds[-1].state)["score"]
+
+
+# Scores that may be negative, such as minus a loss
+
+
+@pytest.mark.parametrize("shift", [-10.0, -1.0, 0.0, 10.0])
+@pytest.mark.parametrize("plan", [moves.one_by_one, moves.auto()])
+def test_a_drop_means_the_same_wherever_scores_begin(shift, plan):
+    useful = {("a", 1), ("a", 3)}
+    evaluate = lambda state: {"score": shift + needs(*useful, penalty=0.25)(state)["score"]}
+    rounds = search(state_of(a=5), evaluate=evaluate, rules=Rules(drop=0.125), plan=plan)
+    assert enabled(rounds[-1].state) == useful
+    assert rounds[1].required == shift + 1.0 - 0.125
+
+
+@pytest.mark.parametrize(("drop", "gone"), [(0.0, 0), (0.24, 0), (0.25, 1), (0.75, 3)])
+def test_a_drop_is_in_units_of_the_score(drop, gone):
+    every = [("a", number) for number in range(5)]
+    rounds = search(state_of(a=5), evaluate=needs(*every, penalty=0.25), rules=Rules(drop=drop))
+    assert len(enabled(rounds[-1].state)) == 5 - gone
+
+
+@pytest.mark.parametrize("score", [-0.31, -3e-5])
+@pytest.mark.parametrize("reference", ["initial", "previous", "best"])
+def test_no_share_is_taken_of_what_is_negative(score, reference):
+    with pytest.raises(ValueError, match=r"scores -.*, and a share .* `Rules\(drop=...\)`"):
+        search(state_of(a=3), evaluate=lambda state: {"score": score}, rules=Rules(reference=reference))
+
+
+def test_a_control_that_falls_below_zero_sets_no_reference():
+    evaluate = lambda state: {"score": 1.0 if len(enabled(state)) < 4 else 1.0 - 1.5 * age(state)}
+    rounds = search(state_of(a=4), evaluate=lambda s: evaluate(s), train=ageing(), rules=Rules(control=True))
+    assert rounds[1].reference == 1.0
+
+
+def test_a_share_and_a_drop_are_not_given_both():
+    with pytest.raises(ValueError, match=r"`threshold` is 0\.9 and `drop` 0\.1: give one"):
+        Rules(threshold=0.9, drop=0.1)
+    for bad in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="`drop`"):
+            Rules(drop=bad)

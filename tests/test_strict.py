@@ -61,7 +61,8 @@ EXEMPT = {
          "regret.Anytime", "regret.StepQuality", "regret.Agreement", "replay.Trial", "subsets.Tried", "worth.Worth"],
         RECORDS,
     ),
-    **dict.fromkeys(["CompactionError", "ExportError", "NothingLearned", "ShrinkError", "data.Skipped"], "an error"),
+    **dict.fromkeys(["CompactionError", "ExportError", "NoReference", "NothingLearned"], "an error"),
+    **dict.fromkeys(["ShrinkError", "data.Skipped"], "an error"),
     **dict.fromkeys(
         ["rules.Equation", "rules.Rule", "rules.Site", "rules.rebind", "rules.elementwise_label"],
         "called by the tracer only, thousands of times a network",

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -226,3 +227,74 @@ def test_errors_name_the_argument_and_what_was_found(rng):
         visualize.to_png(np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match="size is 'weight'"):
         visualize.score_against_size(history(), size="weight")
+
+
+# Networks that are no chain
+
+
+class Piece(NamedTuple):
+    leaf: str
+    axis: int
+    labels: tuple[int, ...]
+    role: str
+
+
+class Masks(NamedTuple):
+    name: str
+    size: int
+    slices: tuple[Piece, ...]
+
+
+def nested(rng):
+    """Two convolutions, one without a bias, tied by a group, in lists and dictionaries; a norm and a dense layer."""
+    kernel = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    return {
+        "stem": {"kernel": kernel(3, 3, 1, 2), "bias": np.ones(2, np.float32)},
+        "norm": {"scale": np.ones(2), "bias": np.ones(2)},
+        "blocks": {0: {"conv": {"kernel": kernel(3, 3, 2, 2)}}, 1: {"down": {"w": kernel(1, 1, 4, 3), "b": None}}},
+        "head": {"kernel": kernel(3, 7), "bias": np.ones(7)},
+    }
+
+
+TIED = (
+    Masks("stem", 2, (
+        Piece("stem/kernel", 3, (0, 1), "out"), Piece("stem/bias", 0, (0, 1), "out"),
+        Piece("blocks/0/conv/kernel", 2, (0, 1), "in"), Piece("blocks/0/conv/kernel", 3, (0, 1), "out"),
+        Piece("blocks/1/down/w", 2, (-1, -1, 0, 1), "in"),
+    )),
+    Masks("down", 3, (Piece("blocks/1/down/w", 3, (0, 1, 2), "out"), Piece("head/kernel", 0, (0, 1, 2), "in"))),
+)  # fmt: skip
+
+
+def test_groups_tell_what_every_kernel_of_any_network_has_and_reads(rng):
+    params, off = nested(rng), {"stem": [True, False], "down": [True, True, False]}
+    marks = visualize._marks(visualize._layers(params), off, TIED)
+    flags, inputs, sources = ({name: each[at] for name, each in marks.items()} for at in range(3))
+    assert {name: values.tolist() for name, values in flags.items()} == {
+        "stem": [True, False], "blocks/0/conv": [True, False], "blocks/1/down": [True, True, False],
+    }  # fmt: skip
+    assert inputs["blocks/0/conv"].tolist() == [True, False]
+    assert inputs["blocks/1/down"].tolist() == [True, True, True, False]
+    assert sources == {"stem": "input", "blocks/0/conv": "stem", "blocks/1/down": "stem"}
+    picture, every = (visualize.masks_picture(params, each, TIED) for each in (off, {}))
+    assert picture.size == every.size and picture.tobytes() != every.tobytes()
+
+
+def test_names_alone_do_for_layers_of_their_own(rng):
+    params = nested(rng)
+    flags = {"stem": [True, False], "blocks/1/down": np.array([True, True, False]), "head": [True] * 7}
+    assert visualize.masks_picture(params, flags).size == visualize.masks_picture(params, {}).size
+    with pytest.raises(ValueError, match=r"enabled names \['norm'\].*'stem'"):
+        visualize.masks_picture(params, {"norm": [True, True]})
+    with pytest.raises(ValueError, match=r"enabled names \['gone'\].*'down'"):
+        visualize.masks_picture(params, {"gone": [True]}, TIED)
+    with pytest.raises(ValueError, match=r"enabled\['down'\] has shape \(2,\); there are 3 masks"):
+        visualize.masks_picture(params, {"down": [True, False]}, TIED)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"norm": {"scale": np.ones(3)}}, {"head": nested(np.random.default_rng(0))["head"]}]
+)
+def test_a_network_without_convolutions_is_told(params):
+    with pytest.raises(ValueError, match="params has no kernel"):
+        visualize.masks_picture(params, {})

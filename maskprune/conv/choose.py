@@ -108,6 +108,11 @@ def describe_way() -> str:
     return f"native ({kind})" if way == "native" else way
 
 
+def why_not_native() -> str:
+    """Why the default way on this device is not the native one, or ""."""
+    return "" if default_way() == "native" else native.refusal(jnp.float32, (5, 5)) or "another way was measured faster"
+
+
 @strict
 def finish(outputs: jax.Array, bias: jax.Array | None, relu: bool) -> jax.Array:
     """What comes after the products."""

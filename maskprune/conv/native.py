@@ -47,7 +47,9 @@ def conv2d_native(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, 
 def refusal(dtype: jax.typing.DTypeLike, sides: tuple[int, int]) -> str:
     """Why the native way does not compute in this number format with such sides of a kernel on the default device."""
     if LEVEL is None:
-        return "this installation has no compiled convolution"
+        if os.environ.get("MASKPRUNE_NATIVE") == "off":
+            return "MASKPRUNE_NATIVE says off"
+        return "this installation has no compiled convolution (there was no C++ compiler: install again with one)"
     if jnp.dtype(dtype) != jnp.float32:
         return f"it computes in float32, and the arrays are {jnp.dtype(dtype)}"
     if jax.default_backend() == "cpu":

@@ -33,16 +33,25 @@ def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = 
         about: JSON-able facts to keep with the network.
 
     Raises:
-        ValueError: `path` names no file.
-        TypeError: `params` are none of an FCN, or `about` is not JSON.
+        ValueError: `path` names no file, or an array holds numbers that are not finite.
+        TypeError: `params` are none of an FCN in float32, or `about` is not JSON.
         OSError: A file or folder cannot be read, or not be written.
     """
     check_layers(params)
     arrays = {f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()}
+    _check_arrays(arrays)
     header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": _plain(about or {})})
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, header=np.array(header), **arrays)
     return replace_file(path, content.getvalue())
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise TypeError(f"`params` hold {array.dtype} as `{name}`, not float32, which is what `load` reads.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"`params` hold numbers that are not finite as `{name}`: the network is of no use.")
 
 
 def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,10 +70,12 @@ def load(path: str | Path) -> tuple[Any, Params]:
 
     Raises:
         OSError: A file or folder cannot be read, or not be written.
-        ValueError: The file is not a saved network, or its arrays do not fit together.
+        ValueError: The file is not a saved network, its arrays do not fit together or are others, or their numbers are
+            not finite.
     """
     arrays = _read(path)
     header = _header(arrays.pop("header", None), path)
+    _check_names(arrays, header["layers"], path)
     params = {
         layer: {n: _array(arrays, f"{layer}/{n}", path) for n in ("kernel", "bias")} for layer in header["layers"]
     }
@@ -98,7 +109,15 @@ def _array(arrays: Mapping[str, np.ndarray], name: str, path: Any) -> jax.Array:
         raise ValueError(f"`{path}` has no array `{name}`: the file is incomplete.")
     if arrays[name].dtype != np.float32:
         raise ValueError(f"`{path}`: the array `{name}` holds {arrays[name].dtype}, not float32.")
+    if not np.isfinite(arrays[name]).all():
+        raise ValueError(f"`{path}`: the array `{name}` holds numbers that are not finite: the network is of no use.")
     return on_device(arrays[name])
+
+
+def _check_names(arrays: Mapping[str, Any], layers: list[str], path: Any) -> None:
+    known = {f"{layer}/{name}" for layer in layers for name in ("kernel", "bias")}
+    if extra := sorted(arrays.keys() - known):
+        raise ValueError(f"`{path}` holds the array `{extra[0][:80]}`, which no network saved by maskprune has.")
 
 
 def _check_chain(kernels: list[tuple[int, ...]], params: Params, path: Any) -> None:

@@ -157,7 +157,9 @@ def mend(view: View, verdict: Verdict) -> Generator[Proposal, Verdict, Verdict]:
 
 
 def near(view: View, times: float = NEAR) -> float:
-    """The score at which the error, what is missing to 1, is so many times the one that is allowed."""
+    """The score at which the error is so many times the one that is allowed: what is missing to 1, or the drop."""
+    if view.rules.drop is not None:
+        return view.required - (times - 1.0) * view.rules.drop
     return min(view.required, 1.0 - times * (1.0 - view.required))
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from maskprune._answers import refuse
 from maskprune._strict import strict
 from maskprune.alter import bypass, enable, reinitialize, why_no_bypass
 from maskprune.network import Network, choose, count_enabled, list_masks
@@ -147,6 +148,21 @@ class View:
                 chosen.setdefault(name, []).append(number)
                 left[name] -= 1
         return chosen
+
+
+def begun(plan: Any) -> Generator[Proposal, Verdict, str]:
+    """What a plan gave, if it is a generator."""
+    if not isinstance(plan, Generator):
+        refuse("plan", plan, "a generator of proposals, as `moves.one_by_one` does")
+    return plan
+
+
+def proposed(found: Any) -> Proposal:
+    """What a plan proposed, if that can be tried."""
+    moves = found.moves if isinstance(found, Proposal) else ()
+    if not isinstance(moves, list | tuple) or not moves or not all(isinstance(move, Move) for move in moves):
+        refuse("plan", found, "(it yields) a `Proposal` of one `Move` or more")
+    return found
 
 
 @strict

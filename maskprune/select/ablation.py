@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._answers import loss_value
 from maskprune._strict import strict
 from maskprune.network import Flags, Network, wide_params
 from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
@@ -47,4 +48,4 @@ def ablation(loss: Loss, *, remove: Remove = without) -> Selector:
 
 def _loss_without(loss: Loss, batch: Any, network: Network, chosen: Flags, remove: Remove) -> jax.Array:
     after = wide_params(remove(network, chosen, batch))
-    return wide(widely(loss, network.params)(after, batch))
+    return wide(loss_value(widely(loss, network.params)(after, batch)))

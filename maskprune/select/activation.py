@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from maskprune._answers import named_arrays
 from maskprune._strict import strict
 from maskprune.groups import Groups
 from maskprune.network import Network, Params, wide_params
@@ -49,8 +50,10 @@ def columns(found: Mapping[str, jax.Array], groups: Groups) -> Scores:
     """The outputs of every group, all positions in one axis: `{group: float[positions, C]}`.
 
     Raises:
+        TypeError: `found` is no mapping.
         ValueError: A group is missing from `found`.
     """
+    named_arrays(found, "activations")
     if absent := [group.name for group in groups if group.name not in found]:
         raise ValueError(f"`activations` gave {', '.join(found)}, but the network has the groups {absent} too.")
     return {group.name: wide(found[group.name]).reshape(-1, group.size) for group in groups}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskprune._answers import named_arrays, refuse
 from maskprune._strict import strict
 from maskprune.alter import disable
 from maskprune.groups import Group, Groups, Role, Slice, leaves_by_path
@@ -114,7 +115,7 @@ def reverse(selector: Selector) -> Selector:
     """The opposite order: what the selector keeps longest goes first."""
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
-        return {name: -values for name, values in selector(key, network, batch).items()}
+        return {name: -values for name, values in scores_of(selector, key, network, batch).items()}
 
     return score
 
@@ -127,7 +128,7 @@ def standardize(selector: Selector) -> Selector:
     """
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
-        scores = selector(key, network, batch)
+        scores = scores_of(selector, key, network, batch)
         return {name: _standardized(wide(values), network.enabled[name]) for name, values in scores.items()}
 
     return score
@@ -141,7 +142,7 @@ def equal_shares(selector: Selector) -> Selector:
     """
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
-        scores = selector(key, network, batch)
+        scores = scores_of(selector, key, network, batch)
         return {name: _places(values, network.enabled[name]) / values.size for name, values in scores.items()}
 
     return score
@@ -189,12 +190,20 @@ def unscored(scores: Mapping[str, Any], network: Network) -> dict[str, list[int]
     return found
 
 
+def scores_of(selector: Selector, key: jax.Array, network: Network, batch: Any) -> Scores:
+    """What a selector gives, if that is a mapping."""
+    return named_arrays(selector(key, network, batch), "selector")
+
+
 def _host_scores(scores: Mapping[str, Any], group: Group) -> np.ndarray:
     if group.name not in scores:
         raise ValueError(
             f"The selector gave no scores for group `{group.name}`, only for {', '.join(scores) or 'none'}."
         )
-    values = np.asarray(scores[group.name], np.float64)
+    values = np.asarray(scores[group.name])
+    if values.dtype.kind not in "biufV":  # V: bfloat16 and its like
+        refuse("selector", values, f"real numbers as the scores of `{group.name}`")
+    values = values.astype(np.float64)
     if values.shape != (group.size,):
         raise ValueError(f"The selector's scores of `{group.name}` have shape {values.shape}, not ({group.size},).")
     return np.where(np.isnan(values), np.inf, values)

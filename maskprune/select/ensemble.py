@@ -12,7 +12,7 @@ from jax.scipy.stats import rankdata
 
 from maskprune._strict import strict
 from maskprune.network import Network
-from maskprune.select.base import Scores, Selector, by_group
+from maskprune.select.base import Scores, Selector, by_group, scores_of
 
 
 @strict
@@ -37,7 +37,8 @@ def ensemble(selectors: Sequence[Selector], weights: Sequence[float] | None = No
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         keys = jax.random.split(key, len(selectors))
-        every = [places(selector(k, network, batch), network) for selector, k in zip(selectors, keys, strict=True)]
+        scores = (scores_of(each, k, network, batch) for each, k in zip(selectors, keys, strict=True))
+        every = [places(each, network) for each in scores]
         mean = sum(share * each for share, each in zip(shares, every, strict=True))
         return by_group(network.groups, jnp.asarray(mean))
 

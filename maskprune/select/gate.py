@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskprune._answers import loss_value
 from maskprune._strict import strict
 from maskprune.groups import leaf_path
 from maskprune.network import Network, Params, along_axis, wide_params
@@ -53,7 +54,7 @@ def taylor(loss: Loss, order: int = 1, *, absolute: bool = True) -> Selector:
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
         del key
         of = widely(loss, network.params)
-        slope = jax.grad(lambda gates: of(gated(network, gates), batch))
+        slope = jax.grad(lambda gates: loss_value(of(gated(network, gates), batch)))
         change = jax.tree.map(jnp.negative, slope(open_gates(network)))
         if order == 2:
             change = jax.tree.map(lambda first, second: first + second / 2, change, _curvatures(slope, network))
@@ -85,7 +86,11 @@ def fisher(loss: Loss) -> Selector:
         del key
         _check_examples(batch)
         of = widely(loss, network.params)
-        slope = jax.grad(lambda gates, example: of(gated(network, gates), jax.tree.map(lambda x: x[None], example)))
+
+        def value(gates: Any, example: Any) -> jax.Array:
+            return loss_value(of(gated(network, gates), jax.tree.map(lambda x: x[None], example)))
+
+        slope = jax.grad(value)
         slopes = jax.vmap(slope, in_axes=(None, 0))(open_gates(network), batch)
         return {name: jnp.mean(jnp.square(values), axis=0) / 2 for name, values in slopes.items()}
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from maskprune._strict import strict
 from maskprune.network import Flags, Network
-from maskprune.select.base import Scores, Selector
+from maskprune.select.base import Scores, Selector, scores_of
 
 
 LEAST = 1e-6  # of the mean saving: keeps scores finite where a mask saves nothing
@@ -46,7 +46,7 @@ def weigh(selector: Selector, saving: Callable[[Flags], Flags], *, strength: flo
         raise ValueError(f"`strength` is {strength}: use 0 or more.")
 
     def score(key: jax.Array, network: Network, batch: Any) -> Scores:
-        scores, weights = selector(key, network, batch), _relative(saving(network.enabled), network.enabled)
+        scores, weights = scores_of(selector, key, network, batch), _relative(saving(network.enabled), network.enabled)
         powers = {name: values**strength for name, values in weights.items()}
         return {name: jnp.where(s >= 0, s / powers[name], s * powers[name]) for name, s in scores.items()}
 
