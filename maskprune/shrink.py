@@ -24,7 +24,7 @@ from maskprune.plan import Dropped, Plan
 from maskprune.reading import Reading, Rules, Scope, Tracer, find_rule, read_jaxpr, to_jaxpr, touched
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
-from maskprune.trace import LeafAxis, read_network, split_outputs
+from maskprune.trace import LeafAxis, handed_on, read_network
 
 
 class ShrinkError(ValueError):
@@ -161,9 +161,11 @@ def _prepare(apply: Any, plan: Plan, trees: list[Any], inputs: Any, rules: Rules
 
 
 def _check_outputs(shrunk: Shrunk, output: Any, state: Any) -> None:
-    """Outputs keep their shapes, all but a new state that is handed on as the second of two."""
-    for value in split_outputs(shrunk.reading.outputs, output, state)[0]:
-        if any(kept is not None for kept in shrunk.kept(value)):
+    """Outputs keep their shapes, all but a new state that is handed on."""
+    outputs = shrunk.reading.outputs
+    states = handed_on(output, [value.shape for value in outputs], state)
+    for number, value in enumerate(outputs):
+        if number not in states and any(kept is not None for kept in shrunk.kept(value)):
             raise ShrinkError("The plan removes channels that are the output of the function.")
 
 
@@ -263,7 +265,7 @@ class Shrunk:
         def bind(*arrays: Any, **changed: Any) -> Any:
             if changed:
                 return raw.primitive.bind(*arrays, **{**raw.params, **changed})
-            return _call(raw, arrays, scope.jaxpr.debug_info)
+            return run_equation(raw, arrays, scope.jaxpr.debug_info)
 
         return Site(
             name=raw.primitive.name,
@@ -320,7 +322,7 @@ def _small(shape: tuple[Any, ...], kept: Kept) -> tuple[Any, ...]:
     return tuple(size if k is None else len(k) for size, k in zip(shape, kept, strict=True))
 
 
-def _call(raw: Any, arrays: Sequence[Any], debug_info: Any) -> Any:
+def run_equation(raw: Any, arrays: Sequence[Any], debug_info: Any) -> Any:
     """Runs one equation as it stands. One with inner functions is run as a jaxpr of its own."""
     if not any(isinstance(param, (jex.ClosedJaxpr, jex.Jaxpr)) for param in raw.params.values()):
         return raw.primitive.bind(*arrays, **raw.params)

@@ -46,6 +46,8 @@ FLOORS = {
         "cost",
         "export",
         "rebuilt",
+        "precision",
+        "agreement",
         "nnx",
         "linen",
         "curvature",
