@@ -92,7 +92,10 @@ def _in_double(one: Run, other: Run, tolerance: float) -> tuple[list[float], lis
     function = Double(one.function, one.params, *one.inputs)
     expected = one.numbers_of(function, one.params)
     found = other.numbers_of(Double(other.function, other.params, *other.inputs), other.params)
-    gaps, allowed = [gap(a, b) for a, b in zip(expected, found, strict=True)], [allowance(a, tolerance) for a in expected]
+    gaps, allowed = (
+        [gap(a, b) for a, b in zip(expected, found, strict=True)],
+        [allowance(a, tolerance) for a in expected],
+    )
     if all(g <= a for g, a in zip(gaps, allowed, strict=True)):
         return gaps, allowed, [0.0] * len(gaps)
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ import flax.core
 import jax
 from flax import linen
 
+from maskprune.agreement import Run
 from maskprune.groups import leaves_by_path
 from maskprune.rebuilt import RebuildError as RebuildError
 from maskprune.rebuilt import check_rebuilt
@@ -161,8 +162,8 @@ def check_module(
     apply, params, _ = from_module(small_module, variables, settings=settings, method=method)
     check_rebuilt(
         f"The {type(small_module).__name__}",
-        lambda *inputs: apply(params, *states, *inputs),
-        lambda *inputs: small_apply(small_params, *states, *inputs),
+        Run(apply, params, states),
+        Run(small_apply, small_params, states),
         inputs,
     )
 

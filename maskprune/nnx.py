@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskprune.agreement import Run
 from maskprune.rebuilt import RebuildError as RebuildError
 from maskprune.rebuilt import check_rebuilt
 
@@ -113,8 +114,8 @@ def to_module(
     own = () if state is None else (state,)
     check_rebuilt(
         f"The {type(module).__name__}",
-        lambda *inputs: rebuilt(params, *own, *inputs),
-        lambda *inputs: small_apply(small_params, *states, *inputs),
+        Run(rebuilt, params, own),
+        Run(small_apply, small_params, states),
         inputs,
         suspects=suspects,
     )

@@ -50,10 +50,11 @@ class Double:
         known.update(zip(body.constvars, map(widen, consts), strict=True))
 
         def get(atom: Any) -> Any:
-            return widen(jnp.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, jex.Literal) else known[atom]
+            return widen(jnp.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, jex.Literal) else known[atom]  # type: ignore[attr-defined]
 
         for raw in body.eqns:
-            found = self._equation(raw, [get(atom) for atom in raw.invars], body.debug_info)
+            with raw.ctx.manager:  # the mesh, the kind of device and the like around it
+                found = self._equation(raw, [get(atom) for atom in raw.invars], body.debug_info)
             known.update(zip(raw.outvars, found, strict=True))
         return [get(var) for var in body.outvars]
 
@@ -63,14 +64,18 @@ class Double:
             return self._body(BODIES[name](raw.params)[0], arrays)
         if name == "reduce_precision":
             return arrays
+        found = self._wide(raw, arrays)
+        return self._as_it_is(raw, arrays, debug_info) if found is None else found
+
+    def _wide(self, raw: Any, arrays: list[Any]) -> list[Any] | None:
+        """What an equation gives in double precision; None if its primitive cannot be computed so."""
         try:
             found = raw.primitive.bind(*arrays, **self._params(raw.params))
-            found = list(found) if raw.primitive.multiple_results else [found]
-            if all(_alike(array, var.aval) for array, var in zip(found, raw.outvars, strict=True)):
-                return found
         except Exception:  # each primitive has its own way of refusing
-            pass
-        return self._as_it_is(raw, arrays, debug_info)
+            return None
+        found = list(found) if raw.primitive.multiple_results else [found]
+        alike = all(_alike(array, var.aval) for array, var in zip(found, raw.outvars, strict=True))
+        return found if alike else None
 
     def _as_it_is(self, raw: Any, arrays: list[Any], debug_info: Any) -> list[Any]:
         avals = [atom.aval for atom in (*raw.invars, *raw.outvars)]

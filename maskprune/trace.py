@@ -116,12 +116,11 @@ def handed_on(structure: Any, shapes: Sequence[tuple[Any, ...]], model_state: An
 def _pass_on(labels: Labels, before: Value, after: Value) -> None:
     """A state takes the place of the one before, so its channels go together with those of that one."""
     why = "it becomes a state that stays"
-    for sizes, axes in zip(zip(before.shape, after.shape, strict=True), zip(before.axes, after.axes, strict=True)):
-        if sizes[0] == sizes[1]:
+    for old, new, *axes in zip(before.shape, after.shape, before.axes, after.axes, strict=True):
+        if old == new:
             labels.same(axes, why)
-        else:
-            labels.pin(axes[0], why)
-            labels.pin(axes[1], why)
+        for axis in axes if old != new else []:
+            labels.pin(axis, why)
 
 
 def read_network(
