@@ -156,7 +156,8 @@ def check_same(
         >>> params, x = {"a": np.ones((2, 3)), "b": np.ones((3, 1))}, np.ones((4, 2))
         >>> network = mp.init_network(params, mp.trace(apply, params, x))
         >>> network = mp.disable(network, mp.choose(network, {"a": [0]}))
-        >>> mp.check_same(apply, network, mp.compact_params(network), x)
+        >>> small_apply, small = mp.compact(apply, network)
+        >>> mp.check_same(apply, network, small, x, small_apply=small_apply)
         0.0
     """
     check_leaves("inputs", jax.tree.leaves(inputs))
@@ -168,6 +169,9 @@ def check_same(
     removed = Run(apply if small_apply is None else small_apply, small, (*states[1], *inputs))
     numbers = masked.numbers(), _run_small(removed)
     _check_comparable(*numbers)
+    silent = [number for number, array in enumerate(numbers[0]) if not has_numbers(array)]
+    if silent and not set(silent) <= _states(jax.eval_shape(apply, masked.params, *masked.inputs), model_state).keys():
+        raise CompactionError("On these `inputs` an output is not finite anywhere, so nothing can be compared.")
     found = agree(masked, removed, numbers, tolerance=tolerance)
     if not found.same:
         raise CompactionError(
@@ -179,17 +183,20 @@ def check_same(
 
 def _cut_state(plan: Plan, model_state: Any, outputs: Any) -> list[Any]:
     """The flat outputs, a new state among them cut."""
+    states = _states(outputs, model_state)
+    leaves = enumerate(jax.tree.leaves(outputs))
+    return [plan.cut_leaf(states[n], leaf, state=True) if n in states else leaf for n, leaf in leaves]
+
+
+def _states(outputs: Any, model_state: Any) -> dict[int, str]:
     leaves, structure = jax.tree.flatten(outputs)
-    states = handed_on(structure, [leaf.shape for leaf in leaves], model_state)
-    return [plan.cut_leaf(states[n], leaf, state=True) if n in states else leaf for n, leaf in enumerate(leaves)]
+    return handed_on(structure, [leaf.shape for leaf in leaves], model_state)
 
 
 def _check_comparable(masked: list[np.ndarray], removed: list[np.ndarray]) -> None:
     shapes = [a.shape for a in masked], [b.shape for b in removed]
     if shapes[0] != shapes[1]:  # some would broadcast without a word
         raise CompactionError(f"The masked network gives the shapes {shapes[0]}, the compacted one {shapes[1]}.")
-    if not all(map(has_numbers, masked)):
-        raise CompactionError("On these `inputs` an output is not finite anywhere, so nothing can be compared.")
 
 
 def _run_small(run: Run) -> list[np.ndarray]:

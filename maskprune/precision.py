@@ -29,12 +29,12 @@ class Double:
     A primitive that cannot be computed so (a kernel written for one number format, a look at bits) runs as it is.
 
     Attributes:
-        epsilon: The relative distance of neighbouring numbers in the coarsest format that is left. It is known once
-            the function was called.
+        epsilon: The relative distance of neighbouring numbers in the coarsest format that is left to compute in.
+        coarsest: The same of the function as it is. Both are known once the function was called.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self.epsilon = FINEST
+        self.epsilon = self.coarsest = FINEST
         closed, self._structure = to_jaxpr(function, *args)
         self._run = jax.jit(lambda *flat: self._body(closed, flat))
 
@@ -59,6 +59,7 @@ class Double:
         return [get(var) for var in body.outvars]
 
     def _equation(self, raw: Any, arrays: list[Any], debug_info: Any) -> list[Any]:
+        self.coarsest = max([self.coarsest, *map(_epsilon, raw.outvars)])
         name = raw.primitive.name
         if name in BODIES and name not in LOOPS:
             return self._body(BODIES[name](raw.params)[0], arrays)
@@ -78,8 +79,7 @@ class Double:
         return found if alike else None
 
     def _as_it_is(self, raw: Any, arrays: list[Any], debug_info: Any) -> list[Any]:
-        avals = [atom.aval for atom in (*raw.invars, *raw.outvars)]
-        self.epsilon = max([self.epsilon, *(float(jnp.finfo(a.dtype).eps) for a in avals if is_inexact(a))])
+        self.epsilon = max([self.epsilon, *map(_epsilon, raw.invars)])
         own = [x.astype(atom.aval.dtype) if is_inexact(x) else x for x, atom in zip(arrays, raw.invars, strict=True)]
         found = run_equation(raw, own, debug_info)
         return [widen(x) for x in (found if raw.primitive.multiple_results else [found])]
@@ -93,9 +93,11 @@ class Double:
             return _double(value)
         if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
             return self._inner(value)
-        if type(value) is tuple and any(isinstance(each, jex.ClosedJaxpr) for each in value):
-            return tuple(map(self._inner, value))
-        return value
+        if not isinstance(value, tuple) or not any(isinstance(each, jex.ClosedJaxpr) for each in value):
+            return value
+        if type(value) is not tuple:
+            raise NotImplementedError("functions that belong to a record")
+        return tuple(map(self._inner, value))
 
     def _inner(self, jaxpr: Any) -> Any:
         body = getattr(jaxpr, "jaxpr", jaxpr)
@@ -110,6 +112,10 @@ class Double:
 
 def is_inexact(array: Any) -> bool:
     return jnp.issubdtype(array.dtype, jnp.inexact)
+
+
+def _epsilon(atom: Any) -> float:
+    return float(jnp.finfo(atom.aval.dtype).eps) if is_inexact(atom.aval) else 0.0
 
 
 def widen(array: Any) -> Any:

@@ -28,8 +28,8 @@ def inner(labels: Labels, equation: Equation, *values: Value) -> list[Value]:
 
 
 def inner_shrink(site: Site, *arrays: Any) -> list[Any]:
-    arrays = placed(site.params.get("in_shardings"), arrays, site.inputs)
-    return placed(site.params.get("out_shardings"), site.run(0, *arrays), site.outputs)
+    given = placed(site.params.get("in_shardings"), arrays, site.inputs)
+    return placed(site.params.get("out_shardings"), site.run(0, *given), site.outputs)
 
 
 def remat_shrink(site: Site, *arrays: Any) -> list[Any]:
