@@ -13,8 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskprune import CompactionError, check_same, choose, compact, disable, effective_params, init_network
-from maskprune import make_plan, trace
+from maskprune import (
+    CompactionError,
+    check_same,
+    choose,
+    compact,
+    disable,
+    effective_params,
+    init_network,
+    make_plan,
+    trace,
+)
 
 
 C, OFF = 8, [0, 3, 4]
@@ -40,7 +49,7 @@ def normed(order):
         hidden, old = x @ params["a"], state["averages"]
         mean, var = hidden.mean(0), hidden.var(0)
         averages = {"mean": 0.9 * old["mean"] + 0.1 * mean, "var": 0.9 * old["var"] + 0.1 * var}
-        logits = jax.nn.relu((hidden - mean) / jnp.sqrt(var + 1e-3)) @ params["c"]
+        logits = jax.nn.relu((hidden - mean[None]) / jnp.sqrt(var + 1e-3)[None]) @ params["c"]
         return order(logits, {"averages": averages, "count": state["count"] + 1, "none": None})
 
     return apply
@@ -59,7 +68,7 @@ ORDERS = {
 
 
 def cell(params, carry, x):
-    hidden = jnp.tanh(x @ params["a"] + carry[0] * params["gate"])
+    hidden = jnp.tanh(x @ params["a"] + carry[0] * params["gate"][None])
     memory = 0.5 * carry[1] + hidden
     return (hidden, memory), memory @ params["c"]
 
@@ -146,7 +155,7 @@ def test_a_new_state_on_a_grid_of_widths():
 
 
 def test_a_second_output_that_is_no_state_stays_whole():
-    apply = lambda params, state, x: (jax.nn.relu(x @ params["a"] + state) @ params["c"], x @ params["a"])
+    apply = lambda params, state, x: (jax.nn.relu(x @ params["a"] + state[None]) @ params["c"], x @ params["a"])
     params = {"a": np.ones((5, C), "f"), "c": np.ones((C, 3), "f")}
     groups = trace(apply, params, np.ones((4, 5), "f"), model_state=np.zeros(C, "f"))
     assert not groups and "output of the network" in str(dict(groups.protected)["a"])
