@@ -18,7 +18,7 @@ from maskprune._strict import NotNegative, check_leaves, strict
 from maskprune.agreement import Run, agree, has_numbers
 from maskprune.alter import kernel_of, own_slices
 from maskprune.groups import leaves_by_path
-from maskprune.network import Network, Params, effective_params
+from maskprune.network import Network, Params, effective_arrays, effective_params
 from maskprune.plan import Dropped, Plan, make_plan
 from maskprune.reading import Rules
 from maskprune.shrink import ShrinkError, shrink
@@ -67,7 +67,7 @@ def compact(
             rounding.
     """
     plan = make_plan(network.groups, network.enabled, round_to=round_to)
-    params = effective_params(network)
+    params = effective_arrays(network)
     small = plan.cut(params)
     if dropped := tuple(_identities(network, leaves_by_path(small))):
         plan = dataclasses.replace(plan, dropped=dropped)
@@ -110,7 +110,7 @@ def _identities(network: Network, small: dict[str, Any]) -> Iterator[Dropped]:
 
 def compact_params(network: Network) -> Params:
     """The effective parameters without the positions of disabled masks. Runs outside `jit`, since shapes change."""
-    return make_plan(network.groups, network.enabled).cut(effective_params(network))
+    return make_plan(network.groups, network.enabled).cut(effective_arrays(network))
 
 
 @strict
@@ -165,7 +165,7 @@ def check_same(
     check_leaves("model_state", jax.tree.leaves(model_state))
     plan = make_plan(network.groups, network.enabled) if plan is None else plan
     states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
-    masked = Run(apply, effective_params(network), (*states[0], *inputs), partial(_cut_state, plan, model_state))
+    masked = Run(apply, effective_arrays(network), (*states[0], *inputs), partial(_cut_state, plan, model_state))
     removed = Run(apply if small_apply is None else small_apply, small, (*states[1], *inputs))
     numbers = masked.numbers(), _run_small(removed)
     _check_comparable(*numbers)
