@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.extend.core as jex
+from jax.interpreters import partial_eval
 
 
 Literal = jex.Literal
@@ -120,6 +121,11 @@ def frames(equation: Any) -> list[tuple[str, int]]:
     return [] if traceback is None else [(frame.file_name, frame.line_num) for frame in traceback.frames]
 
 
+def context(equation: Any) -> Any:
+    """What stood around an equation where it was written: a mesh, a kind of device."""
+    return equation.ctx.manager
+
+
 def bind(equation: Any, arrays: Sequence[Any], changed: Params, debug_info: Any) -> Any:
     """Runs one equation on other arrays, with changed parameters.
 
@@ -140,5 +146,49 @@ def bind(equation: Any, arrays: Sequence[Any], changed: Params, debug_info: Any)
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, []))(*given)
 
 
+def is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (jex.ClosedJaxpr, jex.Jaxpr))
+
+
+def run(jaxpr: Any, *arrays: Any) -> list[Any]:
+    """Runs a closed jaxpr."""
+    return jex.jaxpr_as_fun(jaxpr)(*arrays)
+
+
+def live(jaxpr: Any) -> Any:
+    """An open jaxpr without the equations whose results nothing reads, and with all its inputs."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
+
+
+def is_dropped(variable: Any) -> bool:
+    """Whether nothing reads an output of an equation."""
+    return type(variable).__name__ == "DropVar"
+
+
+def replace_bodies(equation: Any, change: Callable[[Any], Any], **fields: Any) -> Any:
+    """The equation with other fields, and every jaxpr among its parameters changed, which is handed over open."""
+    params = {name: _changed(value, change) for name, value in equation.params.items()}
+    return equation.replace(params=params, **fields)
+
+
+def every_body(equation: Any) -> list[Any]:
+    """All jaxprs among the parameters of an equation, open, those of primitives that no rule knows too."""
+    return [opened(each)[0] for value in equation.params.values() for each in _inside(value)]
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [each for item in value for each in _inside(item)]
+    return [value] if is_jaxpr(value) else []
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    if not _inside(value):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_changed(item, change) for item in value)
+    return value.replace(jaxpr=change(value.jaxpr)) if hasattr(value, "consts") else change(value)
+
+
 def _holds_jaxpr(equation: Any) -> bool:
-    return any(isinstance(param, (jex.ClosedJaxpr, jex.Jaxpr)) for param in equation.params.values())
+    return any(map(is_jaxpr, equation.params.values()))

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maskprune._strict import NotNegative, check_leaves, strict
+from maskprune.agreement import Run, agree, has_numbers
 from maskprune.alter import kernel_of, own_slices
 from maskprune.groups import leaves_by_path
-from maskprune.network import Network, Params, effective_params
-from maskprune.plan import Dropped, make_plan
+from maskprune.network import Network, Params, effective_arrays, effective_params
+from maskprune.plan import Dropped, Plan, make_plan
 from maskprune.reading import Rules
 from maskprune.shrink import ShrinkError, shrink
+from maskprune.trace import handed_on
 
 
 Apply = Callable[..., Any]
@@ -43,13 +45,15 @@ def compact(
     """Removes disabled masks for good.
 
     Args:
-        apply: `apply(params, *inputs) -> output`, or `apply(params, model_state, *inputs)`.
+        apply: `apply(params, *inputs) -> output`, or `apply(params, model_state, *inputs)`, which may also hand on a
+            new state.
         network: The masked network.
         *inputs: Sample inputs. When given, both networks are run on them and compared.
         model_state: Non-trained variables such as batch statistics, where `apply` takes them.
         round_to: Keeps widths on a grid, see `make_plan`.
-        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller). More
-            is allowed only where rounding explains it: see `check_same`. Groups that are not exact are not compared.
+        tolerance: Largest difference allowed, relative to the largest magnitude of each output (1 if that is smaller).
+            More is allowed only where rounding explains it: see `check_same`. Groups that are not exact are not
+            compared.
         rules: Rules for primitives that have none, as for `trace`.
 
     Returns:
@@ -63,15 +67,15 @@ def compact(
             rounding.
     """
     plan = make_plan(network.groups, network.enabled, round_to=round_to)
-    params = effective_params(network)
+    params = effective_arrays(network)
     small = plan.cut(params)
     if dropped := tuple(_identities(network, leaves_by_path(small))):
         plan = dataclasses.replace(plan, dropped=dropped)
         small = plan.cut(params)
     small_apply = shrink(apply, plan, stateful=model_state is not None, rules=rules)
     if inputs and not plan.inexact:
-        states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
-        check_same(apply, network, small, *inputs, small_apply=small_apply, states=states, tolerance=tolerance)
+        checked = {"small_apply": small_apply, "model_state": model_state, "plan": plan, "tolerance": tolerance}
+        check_same(apply, network, small, *inputs, **checked)
     return small_apply, small
 
 
@@ -106,7 +110,7 @@ def _identities(network: Network, small: dict[str, Any]) -> Iterator[Dropped]:
 
 def compact_params(network: Network) -> Params:
     """The effective parameters without the positions of disabled masks. Runs outside `jit`, since shapes change."""
-    return make_plan(network.groups, network.enabled).cut(effective_params(network))
+    return make_plan(network.groups, network.enabled).cut(effective_arrays(network))
 
 
 @strict
@@ -116,10 +120,14 @@ def check_same(
     small: Params,
     *inputs: Any,
     small_apply: Apply | None = None,
-    states: tuple[tuple[Any, ...], tuple[Any, ...]] = ((), ()),
+    model_state: Any = None,
+    plan: Plan | None = None,
     tolerance: NotNegative = 1e-5,
 ) -> float:
     """Compares the masked and the small network on sample inputs.
+
+    A new model state that is handed on is compared as well, once that of the masked network is cut. What is not finite
+    (a logit of -inf) must be the same in both.
 
     Args:
         apply: The masked network's function.
@@ -127,72 +135,77 @@ def check_same(
         small: The small network's parameters.
         *inputs: Sample inputs.
         small_apply: The small network's function; by default `apply`, which must then read its widths from `small`.
-        states: For each of the two what stands between parameters and inputs: `((), ())`, or `((state,), (small,))`.
-        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
+        model_state: The masked network's state, where `apply` takes one. The small one's is cut from it.
+        plan: What was cut; by default every disabled mask.
+        tolerance: Largest difference allowed, relative to the largest magnitude of each output (1 if that is smaller).
+            Whole numbers must be equal.
 
     Returns:
         The largest absolute difference of any output number.
 
     Raises:
-        TypeError: A leaf of the inputs or of `states` is no array.
-        CompactionError: It exceeds `tolerance` times the largest output magnitude (1 if that is smaller), and also ten
-            times what moving every parameter by one unit in its last place does to the outputs; or an output is not
-            finite, the outputs have other shapes, or `apply` does not run on the small parameters.
+        TypeError: A leaf of the inputs or of `model_state` is no array.
+        CompactionError: It exceeds what `tolerance` allows, also where both are computed in double precision (whatever
+            number formats they use), and there also ten times what moving every parameter by one unit in its last
+            place does; or an output is not finite, the outputs have other shapes, or `apply` does not run on the small
+            parameters.
+
+    Example:
+        >>> import maskprune as mp
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+        >>> params, x = {"a": np.ones((2, 3)), "b": np.ones((3, 1))}, np.ones((4, 2))
+        >>> network = mp.init_network(params, mp.trace(apply, params, x))
+        >>> network = mp.disable(network, mp.choose(network, {"a": [0]}))
+        >>> small_apply, small = mp.compact(apply, network)
+        >>> mp.check_same(apply, network, small, x, small_apply=small_apply)
+        0.0
     """
     check_leaves("inputs", jax.tree.leaves(inputs))
     check_leaves("small", jax.tree.leaves(small))
-    check_leaves("model_state", jax.tree.leaves(states))
-    run, full = jax.jit(apply), (*states[0], *inputs)
-    run_small = run if small_apply is None else jax.jit(small_apply)
-    masked = _numbers(run(effective_params(network), *full))
-    removed = _numbers(_run_small(run_small, small, (*states[1], *inputs)))
-    _check_comparable(masked, removed)
-    worst = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(masked, removed, strict=True)), default=0.0)
-    scale = max([1.0, *(float(np.max(np.abs(a), initial=0.0)) for a in masked)])
-    if worst > tolerance * scale and worst > 10 * (rounding := _rounding(run, network, full, masked)):
+    check_leaves("model_state", jax.tree.leaves(model_state))
+    plan = make_plan(network.groups, network.enabled) if plan is None else plan
+    states = ((), ()) if model_state is None else ((model_state,), (plan.cut(model_state, state=True),))
+    masked = Run(apply, effective_arrays(network), (*states[0], *inputs), partial(_cut_state, plan, model_state))
+    removed = Run(apply if small_apply is None else small_apply, small, (*states[1], *inputs))
+    numbers = masked.numbers(), _run_small(removed)
+    _check_comparable(*numbers)
+    silent = [number for number, array in enumerate(numbers[0]) if not has_numbers(array)]
+    if silent and not set(silent) <= _states(jax.eval_shape(apply, masked.params, *masked.inputs), model_state).keys():
+        raise CompactionError("On these `inputs` an output is not finite anywhere, so nothing can be compared.")
+    found = agree(masked, removed, numbers, tolerance=tolerance)
+    if not found.same:
         raise CompactionError(
-            f"The compacted network differs from the masked one by {worst:.3g}, more than {tolerance:.1g} of the "
-            f"largest output {scale:.3g} and more than rounding explains ({rounding:.3g})."
+            f"The compacted network differs from the masked one by {found.worst:.3g}, more than {tolerance:.1g} of the "
+            f"largest output {found.scale:.3g} and more than rounding explains ({found.rounding:.3g})."
         )
-    return worst
+    return found.worst
 
 
-def _rounding(run: Apply, network: Network, inputs: tuple[Any, ...], masked: list[np.ndarray]) -> float:
-    """How far the outputs move when every parameter is moved by one unit in its last place, up or down at random.
+def _cut_state(plan: Plan, model_state: Any, outputs: Any) -> list[Any]:
+    """The flat outputs, a new state among them cut."""
+    states = _states(outputs, model_state)
+    leaves = enumerate(jax.tree.leaves(outputs))
+    return [plan.cut_leaf(states[n], leaf, state=True) if n in states else leaf for n, leaf in leaves]
 
-    Where large numbers cancel inside a network, equal networks differ by more than their small outputs suggest.
-    """
-    rng = np.random.default_rng(0)
 
-    def nudge(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        signs = rng.choice([-1.0, 1.0], leaf.shape)
-        return leaf * jnp.asarray(1 + jnp.finfo(leaf.dtype).eps * signs, leaf.dtype)
-
-    moved = _numbers(run(jax.tree.map(nudge, effective_params(network)), *inputs))
-    return max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(masked, moved, strict=True)), default=0.0)
+def _states(outputs: Any, model_state: Any) -> dict[int, str]:
+    leaves, structure = jax.tree.flatten(outputs)
+    return handed_on(structure, [leaf.shape for leaf in leaves], model_state)
 
 
 def _check_comparable(masked: list[np.ndarray], removed: list[np.ndarray]) -> None:
     shapes = [a.shape for a in masked], [b.shape for b in removed]
     if shapes[0] != shapes[1]:  # some would broadcast without a word
         raise CompactionError(f"The masked network gives the shapes {shapes[0]}, the compacted one {shapes[1]}.")
-    if not all(np.all(np.isfinite(x)) for x in masked + removed):
-        raise CompactionError("On these `inputs` an output is not finite, so nothing can be compared.")
 
 
-def _run_small(run: Apply, small: Params, inputs: tuple[Any, ...]) -> Any:
+def _run_small(run: Run) -> list[np.ndarray]:
     try:
-        return run(small, *inputs)
+        return run.numbers()
     except (TypeError, ValueError, ShrinkError) as error:
         raise CompactionError(
             f"`apply` runs on the masked parameters, but not on `small`, the compacted ones: {error}"
         ) from error
-
-
-def _numbers(outputs: Any) -> list[np.ndarray]:
-    return [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(outputs)]
 
 
 @strict

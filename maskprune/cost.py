@@ -15,11 +15,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune._jaxprs import BODIES
+from maskprune._jaxprs import Literal, bodies, called, opened, parameters
 from maskprune._strict import Count, strict
 from maskprune.conditions import make_conditions
 from maskprune.conv import OWN
@@ -200,60 +199,64 @@ class _Counter:
             return  # known in advance
         if name == "dot_general":
             yield self.dot_general(scope, raw)
-        elif name == "conv_general_dilated" or raw.params.get("name") in OWN:
+        elif name == "conv_general_dilated" or called(raw) in OWN:
             yield self.convolution(scope, raw)
-        elif name in BODIES:
+        elif bodies(raw):
             yield from self.call(scope, position, raw)
         elif name not in self.rules:
             self.notes[f"`{name}` is not counted"] = None
 
     def dot_general(self, scope: Scope, raw: Any) -> Term:
         left, out = scope.value(raw.invars[0]), scope.value(raw.outvars[0])
-        summed = raw.params["dimension_numbers"][0][0]
+        summed = parameters(raw)["dimension_numbers"][0][0]
         axes = [*zip(out.shape, out.axes, strict=True), *((left.shape[i], left.axes[i]) for i in summed)]
         return self.product([1], axes)
 
     def convolution(self, scope: Scope, raw: Any) -> Term:
         kernel, out = scope.value(raw.invars[1]), scope.value(raw.outvars[0])
-        if raw.params.get("name") in OWN:  # [N, H, W, I], [k, l, I, O], [N, H, W, O], stride 1
+        if called(raw) in OWN:  # [N, H, W, I], [k, l, I, O], [N, H, W, O], stride 1
             taps, read, kept = [n * k for n, k in zip(out.shape[1:3], kernel.shape[:2], strict=True)], 2, (0, 3)
         else:
-            numbers = raw.params["dimension_numbers"]
-            taps, read, kept = _taps(raw.params, kernel.shape, out.shape), numbers.rhs_spec[1], numbers.out_spec[:2]
+            numbers = parameters(raw)["dimension_numbers"]
+            taps, read, kept = (
+                _taps(parameters(raw), kernel.shape, out.shape),
+                numbers.rhs_spec[1],
+                numbers.out_spec[:2],
+            )
         return self.product(
             taps, [(kernel.shape[read], kernel.axes[read]), *((out.shape[i], out.axes[i]) for i in kept)]
         )
 
     def call(self, scope: Scope, position: int, raw: Any) -> Iterator[Part]:
         name = raw.primitive.name
-        bodies = [self.inner(scope, position, number, raw) for number in range(len(BODIES[name](raw.params)))]
+        inner = [self.inner(scope, position, number, raw) for number in range(len(bodies(raw)))]
         if name == "cond":
-            if any(bodies):
+            if any(inner):
                 self.notes["of a choice (`cond`) the largest branch counts"] = None
-                yield Largest(1, tuple(bodies))
+                yield Largest(1, tuple(inner))
             return
-        if name == "while" and any(bodies):
+        if name == "while" and any(inner):
             self.notes["a loop of unknown length (`while`) counts once"] = None
-        rounds = raw.params["length"] if name == "scan" else 1
-        yield from (times(part, rounds) for body in bodies for part in body)
+        rounds = parameters(raw)["length"] if name == "scan" else 1
+        yield from (times(part, rounds) for body in inner for part in body)
 
     def inner(self, scope: Scope, position: int, number: int, raw: Any) -> tuple[Part, ...]:
         if (position, number) in scope.inner:
             return self.body(scope.inner[position, number])
         # A rule of the user's own covers the call; its inside was not read: it counts in full.
-        jaxpr = BODIES[raw.primitive.name](raw.params)[number]
-        variables = jaxpr.jaxpr.invars if hasattr(jaxpr, "consts") else jaxpr.invars
+        jaxpr = bodies(raw)[number]
+        variables = opened(jaxpr)[0].invars
         labels = Labels()
         return self.body(read_jaxpr(jaxpr, labels, [labels.whole(var.aval.shape) for var in variables]).scope)
 
 
 def _used(scope: Scope) -> list[tuple[int, Any]]:
     """The equations whose results matter."""
-    needed = {var for var in scope.jaxpr.outvars if not isinstance(var, jex.Literal)}
+    needed = {var for var in scope.jaxpr.outvars if not isinstance(var, Literal)}
     found = []
     for position, raw in reversed(list(enumerate(scope.jaxpr.eqns))):
         if needed & set(raw.outvars):
-            needed |= {atom for atom in raw.invars if not isinstance(atom, jex.Literal)}
+            needed |= {atom for atom in raw.invars if not isinstance(atom, Literal)}
             found.append((position, raw))
     return found[::-1]
 

@@ -5,12 +5,12 @@ A kernel [..., 2, 4] may stand for two groups of two output channels or for four
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 
+from maskprune._jaxprs import Literal, every_body, parameters
 from maskprune.groups import leaves_by_path
 
 
@@ -29,25 +29,21 @@ def convolution_groups(function: Callable[..., Any], params: Any, *inputs: Any) 
     return {path: next(iter(counts)) for path, counts in found.items() if len(counts) == 1}
 
 
-def _follow(jaxpr: jex.Jaxpr, sources: Sequence[Sources], found: dict[str, set[int]]) -> list[Sources]:
+def _follow(jaxpr: Any, sources: Sequence[Sources], found: dict[str, set[int]]) -> list[Sources]:
     """Which leaves the outputs come from; notes the groups of every convolution on the way."""
     known = dict(zip(jaxpr.invars, sources, strict=True))
-    get = lambda atom: frozenset() if isinstance(atom, jex.Literal) else known.get(atom, frozenset())
+    get = lambda atom: frozenset() if isinstance(atom, Literal) else known.get(atom, frozenset())
     for equation in jaxpr.eqns:
         given = [get(atom) for atom in equation.invars]
         if equation.primitive.name == "conv_general_dilated":
             for path in given[1]:
-                found.setdefault(path, set()).add(equation.params["feature_group_count"])
+                found.setdefault(path, set()).add(parameters(equation)["feature_group_count"])
         # Loops and branches have conditions before the arguments of what they run.
-        inner = [_follow(each, given[len(given) - len(each.invars) :], found) for each in _inner(equation)]
+        inner = [
+            _follow(each, given[len(given) - len(each.invars) :], found)
+            for each in every_body(equation)
+            if len(each.invars) <= len(given)
+        ]
         every = [frozenset[str]().union(*given)] * len(equation.outvars)
         known |= zip(equation.outvars, inner[0] if [*map(len, inner)] == [len(every)] else every, strict=True)
     return [get(atom) for atom in jaxpr.outvars]
-
-
-def _inner(equation: Any) -> Iterator[jex.Jaxpr]:
-    for param in equation.params.values():
-        for each in param if isinstance(param, tuple | list) else (param,):
-            jaxpr = each.jaxpr if isinstance(each, jex.ClosedJaxpr) else each
-            if isinstance(jaxpr, jex.Jaxpr) and len(jaxpr.invars) <= len(equation.invars):
-                yield jaxpr

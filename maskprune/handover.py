@@ -16,7 +16,7 @@ import numpy as np
 
 from maskprune._strict import strict
 from maskprune.groups import Group, Groups, Slice, leaf_path, leaves_by_path
-from maskprune.network import Network, effective_params
+from maskprune.network import Network, effective_arrays
 from maskprune.plan import Plan, make_plan
 from maskprune.train import TrainState
 
@@ -33,7 +33,7 @@ def compact_network(network: Network) -> Network:
     groups = tuple(_cut_group(group, flags[group.name], plan) for group in network.groups if flags[group.name].any())
     return dataclasses.replace(
         network,
-        params=plan.cut(effective_params(network)),
+        params=plan.cut(effective_arrays(network)),
         enabled={group.name: jnp.ones(group.size, bool) for group in groups},
         frozen={group.name: jnp.asarray(np.asarray(network.frozen[group.name])[flags[group.name]]) for group in groups},
         groups=Groups(groups, network.groups.protected),

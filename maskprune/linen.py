@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from maskprune.agreement import Run
 from maskprune.grouped import convolution_groups
 from maskprune.groups import leaves_by_path
 from maskprune.model_state import Flags, flags_of, like, plain, select_stored
@@ -256,8 +257,8 @@ def check_module(
     apply, params, _ = from_module(small_module, variables, settings=settings, method=method)
     check_rebuilt(
         f"The {type(small_module).__name__}",
-        lambda *inputs: apply(params, *states, *inputs),
-        lambda *inputs: small_apply(small_params, *states, *inputs),
+        Run(apply, params, states),
+        Run(small_apply, small_params, states),
         inputs,
     )
 

@@ -143,6 +143,24 @@ def wide_params(network: Network) -> Params:
     return wide(effective_params(network))
 
 
+def effective_arrays(network: Network) -> Params:
+    """What `effective_params` gives, computed in NumPy: nothing compiles. Runs outside `jit`."""
+    off = {name: np.append(~np.asarray(flags), False) for name, flags in network.enabled.items()}
+
+    def select(path: Any, leaf: Any) -> Any:
+        slices = [(off[group.name], piece) for group, piece in network.groups.of_leaf(leaf_path(path))]
+        found = [(piece.axis, gone[np.asarray(piece.labels, int)]) for gone, piece in slices if piece.role != "state"]
+        if not any(gone.any() for _, gone in found):
+            return leaf
+        values = np.array(leaf)
+        for axis, gone in found:
+            values[(slice(None),) * axis + (gone,)] = 0
+        place = getattr(leaf, "sharding", None)
+        return jax.device_put(values, place) if place and len(place.device_set) > 1 else on_device(values)
+
+    return jax.tree_util.tree_map_with_path(select, network.params)
+
+
 @strict
 def trainable(network: Network) -> Any:
     """Which entries an optimizer may change: those of no disabled mask, and not a frozen mask's own.

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskprune.agreement import Run
 from maskprune.grouped import convolution_groups
 from maskprune.model_state import Flags, flags_of, like, plain, select_stored
 from maskprune.rebuilt import REMEDY, check_rebuilt
@@ -216,8 +217,8 @@ def to_module(
     own = () if state is None else (state,)
     check_rebuilt(
         f"The {type(module).__name__}",
-        lambda *inputs: rebuilt(params, *own, *inputs),
-        lambda *inputs: small_apply(small_params, *states, *inputs),
+        Run(rebuilt, params, own),
+        Run(small_apply, small_params, states),
         inputs,
         suspects=suspects,
     )

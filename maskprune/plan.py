@@ -99,9 +99,9 @@ class Plan:
 
         return jax.tree_util.tree_map_with_path(cut, tree)
 
-    def cut_leaf(self, path: str, leaf: Any) -> Any:
-        """An array of the shape of the parameter at `path`, such as its momentum, cut like it."""
-        mine = self._of(False)
+    def cut_leaf(self, path: str, leaf: Any, *, state: bool = False) -> Any:
+        """An array of the shape of the parameter at `path` (or of the state), such as its momentum, cut like it."""
+        mine = self._of(state)
         self._check({path: mine.get(path, [])}, {path: leaf})
         return _cut(leaf, mine.get(path, []))
 

@@ -6,12 +6,11 @@ A module's code may hold a width of its own, which nothing but running it shows.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from maskprune.agreement import Run, agree, has_numbers
 
 
 class RebuildError(ValueError):
@@ -23,22 +22,22 @@ REMEDY = "Use the small function, which runs as it is, or `protect` these channe
 
 def check_rebuilt(
     name: str,
-    module: Callable[..., Any],
-    function: Callable[..., Any],
+    module: Run,
+    function: Run,
     inputs: Sequence[Any],
     *,
     suspects: Sequence[str] = (),
     tolerance: float = 1e-5,
 ) -> None:
-    """Runs both on the inputs and compares every output.
+    """Runs both and compares every output.
 
     Args:
         name: What to call the module in an error.
-        module: `module(*inputs) -> output`.
+        module: The module on its own parameters and state.
         function: The small function, likewise.
-        inputs: Sample inputs, arrays.
+        inputs: Sample inputs, arrays, given after these.
         suspects: Layers that are likely to blame, in words.
-        tolerance: Largest difference allowed, relative to the largest output magnitude (1 if that is smaller).
+        tolerance: Largest difference allowed where rounding does not explain more: see `agree`.
 
     Raises:
         RebuildError: The module fails on these widths, or its outputs have other shapes or numbers.
@@ -46,29 +45,28 @@ def check_rebuilt(
     """
     if not inputs:
         raise ValueError(f"Give sample inputs: without running it, nothing tells whether {name} fits its new widths.")
-    expected = jax.tree.leaves(jax.jit(function)(*inputs))
+    module, function = (run._replace(inputs=(*run.inputs, *inputs)) for run in (module, function))
+    expected = function.numbers()
     try:
-        found = jax.tree.leaves(jax.jit(module)(*inputs))
+        found = module.numbers()
     except Exception as error:  # a module's own code may raise anything
         raise RebuildError(
             f"{name} cannot run on the small widths: its code holds a width that does not follow from the parameters"
             f"{_line(error)}. It says: {_first_line(error)} {REMEDY}"
         ) from error
-    worst = _worst(expected, found)
-    scale = max([1.0, *(float(np.max(np.abs(leaf), initial=0.0)) for leaf in expected)])
-    if not worst <= tolerance * scale:
-        blame = f" Look at {', '.join(suspects)}." if suspects else ""
+    blame = f" Look at {', '.join(suspects)}." if suspects else ""
+    shapes = [array.shape for array in expected], [array.shape for array in found]
+    if shapes[0] != shapes[1]:
+        raise RebuildError(f"{name} gives the shapes {shapes[1]}, the small function {shapes[0]}.{blame} {REMEDY}")
+    if not all(map(has_numbers, expected)):
+        raise RebuildError("On these inputs an output is not finite anywhere, so nothing can be compared.")
+    agreement = agree(function, module, (expected, found), tolerance=tolerance)
+    if not agreement.same:
         raise RebuildError(
-            f"{name} runs on the small widths, but its outputs differ from the small function's by {worst:.3g}: its "
-            f"code counts channels, so that fewer of them mean another result.{blame} {REMEDY}"
+            f"{name} runs on the small widths, but its outputs differ from the small function's by "
+            f"{agreement.worst:.3g}: its code counts channels, so that fewer of them mean another result.{blame} "
+            f"{REMEDY}"
         )
-
-
-def _worst(expected: Sequence[Any], found: Sequence[Any]) -> float:
-    if [np.shape(leaf) for leaf in expected] != [np.shape(leaf) for leaf in found]:
-        return float("inf")
-    numbers = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(expected, found, strict=True)]
-    return max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in numbers), default=0.0)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune._jaxprs import Literal, Tracer, bind, called, parameters
+from maskprune._jaxprs import Literal, Tracer, bind, called, context, parameters
 from maskprune._strict import strict
 from maskprune.conv import OWN, finish
 from maskprune.groups import leaf_path
@@ -24,7 +24,8 @@ from maskprune.plan import Dropped, Plan
 from maskprune.reading import Reading, Rules, Scope, find_rule, read_jaxpr, to_jaxpr, touched
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
-from maskprune.trace import LeafAxis, read_network, split_outputs
+from maskprune.rules.placement import explicit_misfit
+from maskprune.trace import LeafAxis, handed_on, read_network
 
 
 class ShrinkError(ValueError):
@@ -55,7 +56,8 @@ def shrink(
         trees = (params, inputs[0]) if stateful else (params,)
         rest = inputs[1:] if stateful else inputs
         leaves, structure = jax.tree.flatten((trees, rest))
-        key = (structure, tuple((np.shape(leaf), _dtype(leaf)) for leaf in leaves))
+        here = jax.sharding.get_abstract_mesh()
+        key = (structure, here, tuple((np.shape(leaf), _dtype(leaf), _explicit(leaf)) for leaf in leaves))
         if (known := memory.get(key)) is None:
             known = _prepare(apply, plan, [_full(plan, t, bool(i)) for i, t in enumerate(trees)], rest, table)
             if not _leaks(known[0].reading.scope) and all(
@@ -105,6 +107,13 @@ def _dtype(leaf: Any) -> Any:
     return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
 
 
+def _explicit(leaf: Any) -> Any:
+    """The sharding that is part of an array's type, or None."""
+    sharding = getattr(getattr(leaf, "aval", None), "sharding", None)
+    divided = isinstance(sharding, jax.sharding.NamedSharding) and any(name is not None for name in sharding.spec)
+    return sharding if divided else None
+
+
 def _handed_on(equation: Any, arrays: Sequence[Any], shape: tuple[Any, ...]) -> Any:
     """What an equation gives that multiplies with a dropped kernel in the way that hands on the other operand.
 
@@ -130,7 +139,7 @@ def _handed_on(equation: Any, arrays: Sequence[Any], shape: tuple[Any, ...]) -> 
 def _full(plan: Plan, tree: Any, state: bool) -> Any:
     def full(path: Any, leaf: Any) -> Any:
         shape = plan.full_shape(leaf_path(path), np.shape(leaf), state=state)
-        return jax.ShapeDtypeStruct(shape, _dtype(leaf))
+        return jax.ShapeDtypeStruct(shape, _dtype(leaf), sharding=_explicit(leaf))
 
     return jax.tree_util.tree_map_with_path(full, tree)
 
@@ -162,9 +171,11 @@ def _prepare(apply: Any, plan: Plan, trees: list[Any], inputs: Any, rules: Rules
 
 
 def _check_outputs(shrunk: Shrunk, output: Any, state: Any) -> None:
-    """Outputs keep their shapes, all but a new state that is handed on as the second of two."""
-    for value in split_outputs(shrunk.reading.outputs, output, state)[0]:
-        if any(kept is not None for kept in shrunk.kept(value)):
+    """Outputs keep their shapes, all but a new state that is handed on."""
+    outputs = shrunk.reading.outputs
+    states = handed_on(output, [value.shape for value in outputs], state)
+    for number, value in enumerate(outputs):
+        if number not in states and any(kept is not None for kept in shrunk.kept(value)):
             raise ShrinkError("The plan removes channels that are the output of the function.")
 
 
@@ -234,7 +245,8 @@ class Shrunk:
             return atom.val if isinstance(atom, Literal) else known[atom]
 
         for position, raw in enumerate(jaxpr.eqns):
-            known.update(zip(raw.outvars, self._equation(scope, position, raw, get), strict=True))
+            with context(raw):  # the mesh, the kind of device and the like around it
+                known.update(zip(raw.outvars, self._equation(scope, position, raw, get), strict=True))
         return [get(var) for var in jaxpr.outvars]
 
     def _equation(self, scope: Scope, position: int, raw: Any, get: Callable[[Any], Any]) -> list[Any]:
@@ -245,6 +257,9 @@ class Shrunk:
         shapes = [_small(value.shape, kept) for value, kept in zip(values, outputs, strict=True)]
         if all(0 in shape for shape in shapes):
             return [jnp.zeros(s, var.aval.dtype) for s, var in zip(shapes, raw.outvars, strict=True)]
+        for var, shape, kept in zip(raw.outvars, shapes, outputs, strict=True):
+            if (wrong := explicit_misfit(var.aval, shape, kept)) is not None:
+                raise ShrinkError(wrong)
         arrays = [get(atom) for atom in raw.invars]
         if len(shapes) == 1:
             found = _handed_on(raw, arrays, shapes[0])
@@ -288,7 +303,9 @@ def shrink_flat(
 
     def small(*arrays: Any) -> list[Any]:
         dtypes = [jnp.result_type(array) for array in arrays]
-        structs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True)]
+        structs = [
+            jax.ShapeDtypeStruct(s, d, sharding=_explicit(x)) for s, d, x in zip(shapes, dtypes, arrays, strict=True)
+        ]
         jaxpr, _ = to_jaxpr(function, *structs)
         labels = Labels(flag_inexact=True)
         reading = read_jaxpr(jaxpr, labels, [labels.fresh(shape) for shape in shapes], rules=rules)

@@ -17,7 +17,7 @@ import numpy as np
 
 from maskprune._strict import is_array, strict
 from maskprune.cells import unique
-from maskprune.groups import Group, Groups, Slice, leaf_path
+from maskprune.groups import Group, Groups, Slice, leaf_path, leaves_by_path
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
 from maskprune.overlaps import distinct
 from maskprune.reading import Reading, Rules, read_jaxpr, source_line, to_jaxpr
@@ -48,8 +48,8 @@ def trace(
 
     Args:
         apply: `apply(params, *inputs) -> output`, in evaluation mode, or `apply(params, model_state, *inputs)` where
-            there is a state; that one may also give `(output, model_state)`, as in training. Any pytrees. It must be
-            pure, and its shapes must not depend on data.
+            there is a state; that one may also hand on a new state, as `(output, model_state)` in training: see
+            `handed_on`. Any pytrees. It must be pure, and its shapes must not depend on data.
         params: Pytree of arrays or of abstract ones. Leaves that are not floating point stay as they are.
         *inputs: Arguments after the parameters, arrays or abstract ones; sizes do not matter for the result.
         model_state: Non-trained variables, such as batch statistics.
@@ -75,21 +75,53 @@ def trace(
     labels = reading.labels
     for pattern in protect:
         _protect(labels, leaves, pattern, params)
-    given, passed_on = split_outputs(reading.outputs, output, model_state)
+    states = handed_on(output, [value.shape for value in reading.outputs], model_state)
+    given = [value for number, value in enumerate(reading.outputs) if number not in states]
     labels.pin_all(given, "its channels are the output of the network")
-    states = reading.inputs[len(jax.tree.leaves(params)) :]
-    for before, after in zip(states, passed_on, strict=False):
-        for axes in zip(before.axes, after.axes, strict=True):
-            labels.same(axes, "it becomes a state that stays")
+    before = dict(zip(leaves_by_path(model_state), reading.inputs[len(jax.tree.leaves(params)) :], strict=False))
+    for number, path in states.items():
+        _pass_on(labels, before[path], reading.outputs[number])
     return _Namer(reading, leaves).groups()
 
 
-def split_outputs(outputs: list[Value], structure: Any, model_state: Any) -> tuple[list[Value], list[Value]]:
-    """What a function gives, and the new model state it hands on as the second of two outputs, if it does."""
-    parts = structure.children()
-    new = len(parts) == 2 and model_state is not None and parts[1] == jax.tree.structure(model_state)
-    end = parts[0].num_leaves if new else len(outputs)
-    return outputs[:end], outputs[end:]
+def handed_on(structure: Any, shapes: Sequence[tuple[Any, ...]], model_state: Any) -> dict[int, str]:
+    """Which outputs of a function are the new model state.
+
+    One part of the outputs (an entry of the tuple, list, dict or dataclass that the function returns) is the new state
+    if it has the paths and the shapes of the old one. Where several have, it is the last. The second of two may also
+    have other sizes, as a cache that grows.
+
+    Args:
+        structure: Of the outputs, a tree definition.
+        shapes: Of the outputs, flat.
+        model_state: The old state, or None.
+
+    Returns:
+        For every output that belongs to the new state its number and its path in the state; empty if there is none.
+    """
+    parts, old = structure.children(), {} if model_state is None else leaves_by_path(model_state)
+    fitting, start = {}, 0
+    for place, part in enumerate(parts if len(parts) > 1 else []):
+        paths = leaves_by_path(jax.tree.unflatten(part, range(start, start + part.num_leaves)))
+        start += part.num_leaves
+        if old and paths.keys() == old.keys():
+            pairs = [(tuple(shapes[number]), tuple(np.shape(old[path]))) for path, number in paths.items()]
+            found = {number: path for path, number in paths.items()}
+            if all(new == before for new, before in pairs):
+                fitting[1, place] = found
+            elif (place, len(parts)) == (1, 2) and all(len(new) == len(before) for new, before in pairs):
+                fitting[0, place] = found
+    return fitting[max(fitting)] if fitting else {}
+
+
+def _pass_on(labels: Labels, before: Value, after: Value) -> None:
+    """A state takes the place of the one before, so its channels go together with those of that one."""
+    why = "it becomes a state that stays"
+    for old, new, *axes in zip(before.shape, after.shape, before.axes, after.axes, strict=True):
+        if old == new:
+            labels.same(axes, why)
+        for axis in axes if old != new else []:
+            labels.pin(axis, why)
 
 
 def read_network(

@@ -16,6 +16,7 @@ from zoo.entry import pictures, randomize
 import maskprune as mp
 import maskprune.linen
 import maskprune.nnx
+from maskprune.agreement import Run
 from maskprune.rebuilt import RebuildError, check_rebuilt
 
 
@@ -189,7 +190,7 @@ def test_a_module_whose_code_holds_a_width_is_refused(kind, x, words):
 
 def test_a_rebuilt_module_needs_inputs():
     with pytest.raises(ValueError, match="sample inputs"):
-        check_rebuilt("The Net", lambda: 1.0, lambda: 1.0, ())
+        check_rebuilt("The Net", Run(abs, 1.0, ()), Run(abs, 1.0, ()), ())
 
 
 def test_nnx_training_changes_statistics_and_draws_by_the_key(key):

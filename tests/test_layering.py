@@ -54,6 +54,8 @@ FLOORS = {
         "export",
         "grouped",
         "rebuilt",
+        "precision",
+        "agreement",
         "nnx",
         "linen",
         "equinox",

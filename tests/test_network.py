@@ -20,7 +20,7 @@ from maskprune import (
     list_masks,
     trainable,
 )
-from maskprune.network import entries, trained_leaves
+from maskprune.network import effective_arrays, entries, trained_leaves
 
 
 def network_of(toy, **options) -> Network:
@@ -47,6 +47,17 @@ def test_starts_with_every_mask_enabled_and_none_frozen(make):
     assert list_masks(network.frozen) == {}
     assert same_bits(effective_params(network), toy.params)
     assert all(flag.all() for flag in flags_over(network, trainable(network)).values())
+
+
+@pytest.mark.parametrize("make", TOYS)
+@pytest.mark.parametrize("poison", [jnp.nan, -0.0, 1.0])
+def test_effective_parameters_without_compiling_are_the_same_bits(make, poison):
+    network = network_of(make())
+    network = dataclasses.replace(network, params=jax.tree.map(lambda leaf: leaf * poison, network.params))
+    for group in network.groups:
+        less = disable(network, choose(network, {group.name: [0, group.size - 1]}))
+        assert same_bits(effective_arrays(less), effective_params(less))
+        assert not any(leaf.weak_type for leaf in jax.tree.leaves(effective_arrays(less)))
 
 
 @pytest.mark.parametrize("masks", [{}, {"left": [1]}, {"left": [0, 2], "right": [0, 1]}, {"right": [1]}])

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
+from maskprune._jaxprs import Tracer
 from maskprune.export.errors import Unfit, first_line
 from maskprune.groups import leaves_by_path
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from maskprune._jaxprs import Literal, opened
 from maskprune.export.errors import Uncovered
 from maskprune.export.onnx_rules import INLINE, RULES
 from maskprune.groups import leaf_path
@@ -109,7 +109,7 @@ class Graph:
         known |= {var: _known(const) for var, const in zip(jaxpr.constvars, consts, strict=True)}
 
         def get(atom: Any) -> Any:
-            return np.asarray(atom.val, jnp.result_type(atom.aval)) if isinstance(atom, jex.Literal) else known[atom]
+            return np.asarray(atom.val, jnp.result_type(atom.aval)) if isinstance(atom, Literal) else known[atom]
 
         for equation in jaxpr.eqns:
             known.update(
@@ -121,8 +121,7 @@ class Graph:
         name = equation.primitive.name
         if name in INLINE:
             inner = equation.params[INLINE[name]]
-            body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            return self.run(body, consts, inputs)
+            return self.run(*opened(inner), inputs)
         if name != "dim_as_value" and all(isinstance(v, np.ndarray) for v in inputs) and _fixed(equation.outvars):
             found = equation.primitive.bind(*map(on_device, inputs), **equation.params)
             return [_known(array) for array in (found if equation.primitive.multiple_results else [found])]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 from jax import export as jax_export
 
+from maskprune._jaxprs import run
 from maskprune.conv import OWN
 from maskprune.export.blame import unfit
 from maskprune.export.dead import live
@@ -70,7 +70,7 @@ def traced(apply: Program, params: Any, inputs: Sequence[Any]) -> tuple[Any, Any
 def evaluate(program: tuple[Any, Any, tuple[str, ...]], params: Any, inputs: Sequence[Any]) -> Any:
     """Runs what `traced` gave."""
     jaxpr, tree, _ = program
-    return jax.tree.unflatten(tree, jex.jaxpr_as_fun(jaxpr)(*jax.tree.leaves((params, *inputs))))
+    return jax.tree.unflatten(tree, run(jaxpr, *jax.tree.leaves((params, *inputs))))
 
 
 def save_stablehlo(path: Path, program: Program, structs: Sequence[Any]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
+from maskprune._jaxprs import Tracer
 from maskprune.groups import leaves_by_path
 from maskprune.network import Network, effective_params
 

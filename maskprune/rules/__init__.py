@@ -1,6 +1,6 @@
 """One rule per primitive, in one table. `trace(..., rules=RULES | {"my_primitive": Rule(...)})` adds your own."""
 
-from maskprune.rules import calls, elementwise, indexing, shapes, sums
+from maskprune.rules import calls, elementwise, indexing, placement, shapes, sums
 from maskprune.rules.base import Equation as Equation
 from maskprune.rules.base import Rule as Rule
 from maskprune.rules.base import Site as Site
@@ -8,6 +8,13 @@ from maskprune.rules.base import rebind as rebind
 from maskprune.rules.elementwise import elementwise as elementwise_label
 
 
-RULES: dict[str, Rule] = {**elementwise.RULES, **shapes.RULES, **sums.RULES, **indexing.RULES, **calls.RULES}
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **shapes.RULES,
+    **sums.RULES,
+    **indexing.RULES,
+    **placement.RULES,
+    **calls.RULES,
+}
 
 ELEMENTWISE = Rule(elementwise_label)

@@ -16,6 +16,7 @@ import numpy as np
 
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
 from maskprune.rules.base import Equation, Rule, Site, as_rules
+from maskprune.rules.placement import placed
 
 
 CARRIED = "it is carried together with channels that stay"
@@ -27,7 +28,8 @@ def inner(labels: Labels, equation: Equation, *values: Value) -> list[Value]:
 
 
 def inner_shrink(site: Site, *arrays: Any) -> list[Any]:
-    return site.run(0, *arrays)
+    given = placed(site.params.get("in_shardings"), arrays, site.inputs)
+    return placed(site.params.get("out_shardings"), site.run(0, *given), site.outputs)
 
 
 def remat_shrink(site: Site, *arrays: Any) -> list[Any]:

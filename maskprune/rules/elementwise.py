@@ -17,7 +17,7 @@ from maskprune.rules.base import Equation, Rule
 from maskprune.rules.evaluation import evaluate, is_number
 
 
-PASSED_ON = ("copy", "copy_p", "device_put", "mesh_cast", "name", "sharding_constraint", "stop_gradient")
+PASSED_ON = ("copy", "copy_p", "name", "stop_gradient")
 _COMPUTED = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil
     clamp clz convert_element_type cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac

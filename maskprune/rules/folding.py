@@ -49,7 +49,7 @@ MOVES: dict[str, Callable[..., np.ndarray]] = {
     "concatenate": lambda params, shape, *xs: np.concatenate(xs, params["dimension"]),
     "tile": lambda params, shape, x: np.tile(x, params["reps"]),
     "stack": lambda params, shape, *xs: np.stack(xs, params["axis"]),
-    **dict.fromkeys(elementwise.PASSED_ON, _same),
+    **dict.fromkeys((*elementwise.PASSED_ON, "device_put", "mesh_cast", "sharding_constraint"), _same),
 }
 _FURTHER = """
     reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin cumsum cummax cummin
