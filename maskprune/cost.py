@@ -23,6 +23,7 @@ from maskprune._strict import Count, strict
 from maskprune.conv import OWN
 from maskprune.groups import Groups
 from maskprune.labels import Axis, Labels
+from maskprune.naming import LeafAxis
 from maskprune.network import Flags
 from maskprune.plan import make_plan
 from maskprune.reading import Reading, Rules, Scope, read_jaxpr
@@ -30,7 +31,7 @@ from maskprune.rules import RULES
 from maskprune.rules.calls import BODIES
 from maskprune.shrink import shrink
 from maskprune.sizes import Extents, Largest, Part, Sizes, Term, gather, times
-from maskprune.trace import LeafAxis, read_network, trace
+from maskprune.trace import read_network, trace
 
 
 MEASURES = ("parameters", "multiply_adds", "bytes")

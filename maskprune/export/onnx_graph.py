@@ -20,8 +20,8 @@ from onnx import helper, numpy_helper
 from maskprune.export.onnx_rules import INLINE, RULES
 from maskprune.export.programs import Uncovered
 from maskprune.groups import leaf_path
+from maskprune.lines import source_line
 from maskprune.network import on_device
-from maskprune.reading import source_line
 
 
 OPSET = 18
