@@ -51,8 +51,9 @@ def check_function(name: str, apply: Any, params: Any = None) -> None:
             f"not `params` alone: make a function of the parameters with {ADVICE['linen']}."
         )
     if not callable(apply):
-        swapped = ": it and `params` are swapped" if callable(params) else ""
-        raise TypeError(f"`{name}` is {show(apply)}{swapped}: use a function.")
+        what = show(apply) if is_array(apply) or isinstance(apply, str | None) else f"a {type(apply).__name__}"
+        hint = "it and `params` are swapped." if callable(params) else "use a function of the parameters."
+        raise TypeError(f"`{name}` is {what}: {hint}")
 
 
 def check_arguments(apply: Callable[..., Any], args: tuple[Any, ...], states: int) -> None:
@@ -98,14 +99,15 @@ def _check_count(apply: Callable[..., Any], args: tuple[Any, ...], states: int) 
         signature.bind(*args)
     except TypeError as error:
         given = ["`params`", "`model_state`"][: 1 + states] + ["an input"] * (len(args) - 1 - states)
-        hint = _state_hint(apply, states) or "Give all inputs, and close over settings."
-        raise TypeError(f"`apply{signature}` is called with {', '.join(given)}: {error}. {hint}") from error
+        hint = _state_hint(apply, states) or "give all inputs, and close over settings."
+        names = ", ".join(signature.parameters)
+        raise TypeError(f"`apply({names})` is called with {', '.join(given)}: {error}; {hint}") from error
 
 
 def explain_failure(apply: Callable[..., Any], states: int, error: Exception) -> TypeError | None:
     """The error to raise where a function failed that seems to want a model state and got none."""
     hint = _state_hint(apply, states)
-    if not hint:
+    if not hint or "`model_state=" in str(error):  # said already
         return None
     first = (str(error).strip() or "no message").splitlines()[0]
     return TypeError(f"`apply` fails on `params` and the inputs alone: {hint} It says: {first}")

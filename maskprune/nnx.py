@@ -6,13 +6,14 @@ wants; a small network becomes an ordinary module with narrower layers. Knows Fl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskprune.groups import leaves_by_path
 from maskprune.rebuilt import RebuildError as RebuildError
 from maskprune.rebuilt import check_rebuilt
 
@@ -46,8 +47,10 @@ def from_module(module: nnx.Module) -> tuple[Apply, Any, Any]:
     evaluated.eval()
     graph, params, state, rest = nnx.split(evaluated, nnx.Param, STATE, ...)
     params, state = nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+    names = set(leaves_by_path(params)), set(leaves_by_path(state))
 
     def run(params: Any, state: Any, *inputs: Any) -> Any:
+        _check_trees(params, state, *names)
         return nnx.merge(graph, params, state, rest, copy=True)(*inputs)
 
     if not state:
@@ -65,11 +68,13 @@ def training(module: nnx.Module) -> Apply:
     """
     trained = _copy(module)
     trained.train()
-    graph, _, _, random, rest = nnx.split(trained, nnx.Param, STATE, nnx.RngState, ...)
+    graph, *both, random, rest = nnx.split(trained, nnx.Param, STATE, nnx.RngState, ...)
+    names = [set(leaves_by_path(nnx.to_pure_dict(each))) for each in both]
 
     def train_apply(params: Any, model_state: Any, *inputs: Any, key: jax.Array | None = None) -> tuple[Any, Any]:
         streams = random if key is None else _reseeded(random, key)
         state = {} if model_state is None else model_state
+        _check_trees(params, state, *names)
         running = nnx.merge(graph, params, state, streams, rest, copy=True)
         output = running(*inputs)
         return output, None if model_state is None else nnx.to_pure_dict(nnx.state(running, STATE))
@@ -119,6 +124,18 @@ def to_module(
         suspects=suspects,
     )
     return small
+
+
+def _check_trees(params: Any, state: Any, wanted: set[str], wanted_state: set[str]) -> None:
+    """Raises a `TypeError` where the state was forgotten, or where it and the parameters are swapped."""
+    if wanted_state and not isinstance(state, Mapping):
+        raise TypeError(
+            "The model state is missing: give the third of what `from_module` "
+            "gave, to `trace` and the others as `model_state=model_state`."
+        )
+    found = set(leaves_by_path(params)), set(leaves_by_path(state))
+    if wanted_state and found != (wanted, wanted_state) and found == (wanted_state, wanted):
+        raise TypeError("`params` and the model state are swapped: the parameters come first.")
 
 
 def _copy(module: nnx.Module) -> Any:

@@ -21,8 +21,9 @@ from maskprune.groups import Groups, leaf_path
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
 from maskprune.lines import source_line
 from maskprune.naming import Leaf, LeafAxis, Namer
+from maskprune.origins import used_inputs
 from maskprune.reading import Reading, Rules, read_jaxpr, to_jaxpr
-from maskprune.reasons import Reasons, used_inputs
+from maskprune.reasons import Reasons
 
 
 class Further(NamedTuple):
@@ -60,7 +61,7 @@ def trace(
     apply: Any,
     params: Any,
     *inputs: Any,
-    also: Sequence[Further | tuple[Any, ...]] = (),
+    also: Sequence[Any] = (),  # of `Further` or tuples like it
     model_state: Any = None,
     protect: Sequence[str] = (),
     inexact: bool = False,
@@ -102,7 +103,6 @@ def trace(
         >>> groups.refused["b[1]"]
         'its channels are the output of the network'
     """
-    check_function("apply", apply, params)
     functions = [Further(apply, inputs), *(_further(number, each) for number, each in enumerate(also))]
     units = make_units(params, model_state, flag_inexact=inexact)
     read = [read_function(f, params, model_state, units, rules=rules) for f in functions]
@@ -232,6 +232,7 @@ def _leaf_axis(labels: Labels, leaf: Any, number: int, name: int, dead: float) -
 
 
 def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...], states: int) -> Any:
+    check_function("apply", apply, args[0])
     check_arguments(apply, args, states)
     try:
         jaxpr, output = to_jaxpr(apply, *args)
