@@ -119,7 +119,8 @@ class Namer:
     def _refused(self, offered: np.ndarray, free: np.ndarray, why_free: np.ndarray) -> tuple[Any, Any]:
         """What is in no group, with the reason: what is worth telling, and the rest."""
         told, rest, whole = [], [], []
-        masked = {self.leaves[number].leaf for number in unique(offered[:, 0]) if not self.leaves[number].state}
+        taken, spare = _by_axis(offered), _by_axis(free)
+        masked = {self.leaves[number].leaf for number in taken if not self.leaves[number].state}
         for leaf in self.whole:
             if not leaf.used and leaf.path not in masked:
                 whole.append(leaf.path)
@@ -133,21 +134,22 @@ class Namer:
             if leaf.state or leaf.leaf in whole:
                 continue
             left = np.ones(len(leaf.axis.cells), bool)
-            left[offered[offered[:, 0] == number, 1]] = False
+            if number in taken:
+                left[offered[taken[number], 1]] = False
             if left.any():
-                mine = free[:, 0] == number
-                why, quiet = self._account(leaf, left, dict(zip(free[mine, 1].tolist(), why_free[mine], strict=True)))
+                rows = spare.get(number, slice(0, 0))
+                why, quiet = self._account(leaf, left, dict(zip(free[rows, 1].tolist(), why_free[rows], strict=True)))
                 (rest if quiet or self._role(number) == "in" else first).append((leaf.name, why))
         return (*first, *told), tuple(rest)
 
     def _account(self, leaf: LeafAxis, left: np.ndarray, free: dict[int, str]) -> tuple[str, bool]:
         """Why these positions of an axis are in no group, and whether that goes without saying."""
         found: dict[str, list[int]] = {}
+        for position, why in free.items():
+            if left[position]:
+                found.setdefault(why, []).append(position)
         stays = np.flatnonzero(left)
-        for position in stays.tolist():
-            if position in free:
-                found.setdefault(free[position], []).append(position)
-        stays = stays[~np.isin(stays, list(free))]
+        stays = stays[~np.isin(stays, list(free))] if free else stays
         numbers, quiet = self.labels.cells.reason_numbers(leaf.axis.cells[stays]), []
         for number in unique(numbers):
             mine = stays[numbers == number]
@@ -157,6 +159,13 @@ class Namer:
         if len(found) == 1 and left.all():
             return next(iter(found)), all(quiet) and bool(quiet)
         return "; ".join(f"{_ranges(sorted(each))}: {why}" for why, each in found.items()), False
+
+
+def _by_axis(places: np.ndarray) -> dict[int, slice]:
+    """The rows of every leaf axis, which stand together."""
+    starts = np.flatnonzero(np.diff(places[:, 0], prepend=-1)).tolist()
+    ends = [*starts[1:], len(places)]
+    return {int(places[start, 0]): slice(start, end) for start, end in zip(starts, ends, strict=False)}
 
 
 def _unsized(leaf: Leaf) -> Iterator[int]:
