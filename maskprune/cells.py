@@ -8,7 +8,7 @@ and no weights.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,14 @@ def unique(cells: Ids) -> Ids:
     """`np.unique` by sorting: ten times as fast on small arrays as the hash table of NumPy 2.3 and later."""
     ordered = np.sort(cells)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(cells) else ordered
+
+
+class Meeting(NamedTuple):
+    """The reason of cells that were made equal to cells that stay: what was said of it, and both sides."""
+
+    why: Any
+    one: Ids
+    other: Ids
 
 
 class Cells:
@@ -80,12 +88,32 @@ class Cells:
     def why_pinned(self, cells: Ids) -> Any:
         """Why the first of these cells that stays does, as given to `pin`; None if all may go."""
         pinned = cells[self.find(cells) == PINNED]
-        return self._reason(pinned[0]) if len(pinned) else None
+        return self.cause(pinned[0])[0] if len(pinned) else None
+
+    def names(self, cells: Ids) -> Ids:
+        """Like `find`, but cells that stay keep names of their own: equal ones that were made equal before."""
+        return self._roots(cells)
+
+    def cause(self, cell: int) -> tuple[Any, int | None]:
+        """Why a cell stays, as given to `pin` or `unify`, and in the second case the cell it met that stayed before."""
+        root = self._pinned_root(int(cell))
+        reason = self.reasons[self._why[root]]
+        if not isinstance(reason, Meeting):
+            return reason, None
+        for mine, met in ((reason.one, reason.other), (reason.other, reason.one)):
+            roots = self._roots(mine)[:, None]
+            parts = self._parts[roots[:, 0]]  # -1 in cells that are no pairs
+            family = np.concatenate([roots, self._roots(np.where(parts < 0, roots, parts))], axis=1)
+            hits = np.flatnonzero((family == root).any(axis=1))
+            if len(hits):
+                return reason.why, int(met[hits[0]])
+        return reason.why, None
 
     def unify(self, one: Ids, other: Ids, why: Any) -> None:
         """Makes cells equal, position by position. What meets a pinned cell is pinned, for the reason `why`."""
         if one is other:
             return
+        met = one, other
         one, other = self.find(one), self.find(other)
         differ = one != other
         if not differ.any():
@@ -93,7 +121,8 @@ class Cells:
         one, other = one[differ], other[differ]
         stays = (one == PINNED) | (other == PINNED)
         if stays.any():
-            self.pin(np.concatenate([one[stays], other[stays]]), why)
+            meeting = Meeting(why, *(each[differ][stays] for each in met))
+            self.pin(np.concatenate([one[stays], other[stays]]), meeting)
             return self.unify(one[~stays], other[~stays], why)
         pairs = self._parts[one, 0] >= 0, self._parts[other, 0] >= 0
         if (both := pairs[0] & pairs[1]).any():
@@ -194,7 +223,7 @@ class Cells:
         if a == b:
             return
         if PINNED in (a, b):
-            return self.pin(np.array([a, b]), why)
+            return self.pin(np.array([a, b]), Meeting(why, np.array([one]), np.array([other])))
         if self._parts[a, 0] >= 0 and self._parts[b, 0] >= 0:
             self._unify_one(self._parts[a, 0], self._parts[b, 0], why)
             return self._unify_one(self._parts[a, 1], self._parts[b, 1], why)
@@ -207,11 +236,19 @@ class Cells:
         else:
             self._parent[a] = b
 
-    def _reason(self, cell: int) -> Any:
-        left = [int(cell)]
+    def reason_numbers(self, cells: Ids) -> Ids:
+        """For cells that stay the numbers of their reasons: equal where they were pinned at once."""
+        numbers = self._why[self._roots(cells)]
+        for position in np.flatnonzero(numbers == 0):  # pairs of which both parts stay
+            numbers[position] = self._why[self._pinned_root(int(cells[position]))]
+        return numbers
+
+    def _pinned_root(self, cell: int) -> int:
+        """The cell that was pinned: this one, or the first pinned part of a pair."""
+        left = [cell]
         while left:
             root = int(self._roots(np.array([left.pop()]))[0])
             if self._why[root] > 0:
-                return self.reasons[self._why[root]]
+                return root
             left += [int(part) for part in self._parts[root] if part >= 0]
-        return self.reasons[1]
+        return PINNED

@@ -23,6 +23,7 @@ from equinox.nn import State, StateIndex
 
 from maskprune._equinox_parts import Keys, by_keys, counted_once, get, norms, take_apart, with_sizes
 from maskprune._equinox_widths import fit
+from maskprune.agreement import Run
 from maskprune.model_state import Flags, flags_of, like, plain, select_stored
 from maskprune.rebuilt import RebuildError as RebuildError
 from maskprune.rebuilt import check_rebuilt
@@ -146,8 +147,8 @@ def to_module(
     rebuilt, params, own = from_module(small, small_state, batched=batched, axis_name=axis_name)
     check_rebuilt(
         f"The {type(module).__name__}",
-        lambda *inputs: rebuilt(params, *(() if own is None else (own,)), *inputs),
-        lambda *inputs: small_apply(small_params, *(() if model_state is None else (model_state,)), *inputs),
+        Run(rebuilt, params, () if own is None else (own,)),
+        Run(small_apply, small_params, () if model_state is None else (model_state,)),
         inputs,
         suspects=suspects,
     )

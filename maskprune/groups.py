@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -71,11 +72,13 @@ class Groups:
 
     Attributes:
         groups: The groups, first layer first. Their names are unique.
-        protected: Pairs `(what, why)`: channels that must stay, and the reason.
+        protected: Pairs `(what, why)`: channels that must stay, and the reason. The table shows them.
+        fixed: The same for axes that go without saying: windows of kernels, and what reads channels that stay.
     """
 
     groups: tuple[Group, ...]
     protected: tuple[tuple[str, str], ...] = ()
+    fixed: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -89,7 +92,7 @@ class Groups:
         """Computed once: compiled functions ask for it at every call, and a large network has many labels."""
         known = self.__dict__.get("_hash")
         if known is None:
-            known = hash((self.groups, self.protected))
+            known = hash((self.groups, self.protected, self.fixed))
             object.__setattr__(self, "_hash", known)
         return known
 
@@ -111,8 +114,13 @@ class Groups:
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """What was protected, mapped to the reason."""
-        return dict(self.protected)
+        """Whatever is in no group, mapped to the reason.
+
+        The keys are `"leaf[axis]"`, or `"leaf"` where the reason is that of the leaf as a whole. After `trace` every
+        axis of every leaf of the parameters is here or in a group, in both where some of its positions stay; axes of
+        size 1 are in none. A leaf or a layer may be asked for as well: `refused["head"]` gives all reasons of its axes.
+        """
+        return _Refused(self.protected + self.fixed)
 
     def of_leaf(self, path: str) -> list[tuple[Group, Slice]]:
         """Every slice that touches the leaf at `path`, with its group."""
@@ -121,9 +129,35 @@ class Groups:
     def __str__(self) -> str:
         rows = [("group", "masks", "touches")]
         rows += [(g.name, str(g.size), ", ".join(f"{s.leaf}[axis {s.axis}, {s.role}]" for s in g.slices)) for g in self]
-        rows += [(what, "kept", why) for what, why in self.protected]
+        rows += [(what, "kept", why) for what, why in _by_layer(self.protected, self.names)]
         first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
         return "\n".join(f"{a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows)
+
+
+class _Refused(dict[str, str]):
+    """Reasons by leaf axis, which a leaf or a layer finds as well."""
+
+    def __missing__(self, name: str) -> str:
+        inside = [why for what, why in self.items() if name in (_leaf_of(what), _leaf_of(what).rpartition("/")[0])]
+        if not inside:
+            raise KeyError(f"Nothing is refused of `{name}`{_hint(name, self)}.")
+        return "; ".join(dict.fromkeys(inside))
+
+
+def _leaf_of(what: str) -> str:
+    """The leaf of `leaf[axis]`."""
+    return re.sub(r"\[\d+\]$", "", what)
+
+
+def _by_layer(pairs: Iterable[tuple[str, str]], taken: Sequence[str]) -> list[tuple[str, str]]:
+    """One pair for all axes of a layer that stay for the same reason, named by the layer where that is no group."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for what, why in pairs:
+        leaf = _leaf_of(what)
+        found.setdefault((leaf.rpartition("/")[0] or leaf, why), []).append(what)
+    layers = [layer for layer, _ in found]
+    alone = lambda layer: layer not in taken and layers.count(layer) == 1
+    return [(layer if alone(layer) else ", ".join(what), why) for (layer, why), what in found.items()]
 
 
 def leaf_path(key_path: tuple[Any, ...]) -> str:

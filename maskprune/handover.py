@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskprune._strict import strict
-from maskprune.groups import Group, Groups, Slice, leaf_path, leaves_by_path
+from maskprune.groups import Group, Slice, leaf_path, leaves_by_path
 from maskprune.network import Network, effective_arrays
 from maskprune.plan import Plan, make_plan
 from maskprune.train import TrainState
@@ -36,7 +36,7 @@ def compact_network(network: Network) -> Network:
         params=plan.cut(effective_arrays(network)),
         enabled={group.name: jnp.ones(group.size, bool) for group in groups},
         frozen={group.name: jnp.asarray(np.asarray(network.frozen[group.name])[flags[group.name]]) for group in groups},
-        groups=Groups(groups, network.groups.protected),
+        groups=dataclasses.replace(network.groups, groups=groups),
     )
 
 

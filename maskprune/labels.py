@@ -75,6 +75,7 @@ class Labels:
         cells: Which positions are equal.
         inexact: Pairs `(cells, why)`: positions whose sum over channels is not exact, where these are only flagged.
         reads: Numbers of the leaf axes that read other masks (contracted against activations).
+        makes: Numbers of the leaf axes along which activations got their channels; some do both.
     """
 
     def __init__(self, *, flag_inexact: bool = False) -> None:
@@ -82,6 +83,7 @@ class Labels:
         self.flag_inexact = flag_inexact
         self.inexact: list[tuple[Ids, Any]] = []
         self.reads: set[int] = set()
+        self.makes: set[int] = set()
 
     def axis(self, size: Any, *, dead: float = UNKNOWN, leaves: frozenset[int] = frozenset()) -> Axis | None:
         """A new axis, equal to nothing yet; None for sizes 1 and symbolic ones, which never shrink."""
@@ -149,14 +151,28 @@ class Labels:
         if axis is not None:
             self._demand(axis.cells, axis.dead == neutral, why)
 
-    def contract(self, sides: tuple[Axis | None, Axis | None], weights: tuple[bool, bool], why: Any) -> None:
-        """Declares that products over two axes are summed."""
+    def activations(self, axes: Sequence[Axis | None]) -> list[Axis | None]:
+        """The axes of a value that parameters and inputs went into: from here on they are no leaf's."""
+        self.makes.update(*(axis.leaves for axis in axes if axis is not None))
+        return [axis and Axis(axis.cells, axis.dead) for axis in axes]
+
+    def contract(
+        self, sides: tuple[Axis | None, Axis | None], weights: tuple[bool, bool], why: Any, *, meets: Any = None
+    ) -> None:
+        """Declares that products over two axes are summed.
+
+        Args:
+            sides: The axes.
+            weights: Which of them depend on parameters and constants only.
+            why: The reason where the sum is not exact.
+            meets: The reason where one of them stays; `why` by default.
+        """
         left, right = sides
         reader = right if weights[1] else left if weights[0] else None
         self.reads |= frozenset() if reader is None else reader.leaves
         if all(weights) and left is not None and right is not None and not (left.leaves and right.leaves):
             self.pin(left, "a constant is folded into the weights along this axis")
-        joint = self.same(sides, why)
+        joint = self.same(sides, why if meets is None else meets)
         if joint is None or left is None or right is None:
             return
         gone = (left.dead == 0) & ~np.isinf(right.dead) | (right.dead == 0) & ~np.isinf(left.dead)

@@ -73,6 +73,11 @@ def from_module(
         )
 
     def apply(params: Any, model_state: Any, *inputs: Any) -> Any:
+        if not isinstance(model_state, Mapping):
+            raise TypeError(
+                "The model state is missing: give the third of what "
+                "`from_module` gave, to `trace` and the others as `model_state=model_state`."
+            )
         return module.apply({"params": params, **model_state}, *inputs, method=method, **keywords)
 
     return apply, params, state

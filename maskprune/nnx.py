@@ -18,6 +18,7 @@ from flax import nnx
 
 from maskprune.agreement import Run
 from maskprune.grouped import convolution_groups
+from maskprune.groups import leaves_by_path
 from maskprune.model_state import Flags, flags_of, like, plain, select_stored
 from maskprune.rebuilt import REMEDY, check_rebuilt
 from maskprune.rebuilt import RebuildError as RebuildError
@@ -52,8 +53,10 @@ def from_module(module: nnx.Module) -> tuple[Apply, Any, Any]:
     evaluated.eval()
     graph, params, state, rest = nnx.split(evaluated, nnx.Param, STATE, ...)
     params, state = nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+    names = set(leaves_by_path(params)), set(leaves_by_path(state))
 
     def run(params: Any, state: Any, *inputs: Any) -> Any:
+        _check_trees(params, state, *names)
         return nnx.merge(graph, params, state, rest, copy=True)(*inputs)
 
     if not state:
@@ -76,11 +79,13 @@ def training(module: nnx.Module) -> Apply:
         UserWarning: All layers stand in evaluation mode, as after `module.eval()`.
     """
     _warn_if_evaluated(module)
-    graph, _, _, random, rest = nnx.split(_copy(module), nnx.Param, STATE, nnx.RngState, ...)
+    graph, *both, random, rest = nnx.split(_copy(module), nnx.Param, STATE, nnx.RngState, ...)
+    names = [set(leaves_by_path(nnx.to_pure_dict(each))) for each in both]
 
     def train_apply(params: Any, model_state: Any, *inputs: Any, key: jax.Array | None = None) -> tuple[Any, Any]:
         streams = random if key is None else _reseeded(random, key)
         state = {} if model_state is None else plain(model_state)
+        _check_trees(params, state, *names)
         running = nnx.merge(graph, params, state, streams, rest, copy=True)
         _hold(running, flags_of(model_state))
         output = running(*inputs)
@@ -223,6 +228,18 @@ def to_module(
         suspects=suspects,
     )
     return small
+
+
+def _check_trees(params: Any, state: Any, wanted: set[str], wanted_state: set[str]) -> None:
+    """Raises a `TypeError` where the state was forgotten, or where it and the parameters are swapped."""
+    if wanted_state and not isinstance(state, Mapping):
+        raise TypeError(
+            "The model state is missing: give the third of what `from_module` "
+            "gave, to `trace` and the others as `model_state=model_state`."
+        )
+    found = set(leaves_by_path(params)), set(leaves_by_path(state))
+    if wanted_state and found != (wanted, wanted_state) and found == (wanted_state, wanted):
+        raise TypeError("`params` and the model state are swapped: the parameters come first.")
 
 
 def _copy(module: nnx.Module) -> Any:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune._jaxprs import Literal, Tracer, bodies, called, frames, opened, parameters
+from maskprune._jaxprs import Literal, Tracer, bodies, called, opened, parameters
 from maskprune.labels import Axis, Labels, Value
+from maskprune.lines import source_line
 from maskprune.rules import RULES
 from maskprune.rules.base import Equation, Rule, unknown
 from maskprune.rules.evaluation import is_number
@@ -24,7 +24,6 @@ from maskprune.rules.folding import LARGEST, fold
 
 
 Rules = Mapping[str, Rule]
-CACHED = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
 
 
 @dataclasses.dataclass
@@ -77,29 +76,13 @@ def read_jaxpr(jaxpr: Any, labels: Labels, inputs: Sequence[Value], *, rules: Ru
     return Reading(labels, scope, list(inputs), outputs)
 
 
+def is_literal(atom: Any) -> bool:
+    return isinstance(atom, Literal)
+
+
 def find_rule(rules: Rules, raw: Any) -> Rule | None:
     """The rule of an equation: that of a jitted function by its name (`"jit:name"`) before that of the primitive."""
     return rules.get(f"jit:{called(raw)}") or rules.get(raw.primitive.name)
-
-
-def source_line(*equations: Any) -> str:
-    """Where the user's own code made an equation: the innermost frame that belongs to no installed package.
-
-    Args:
-        *equations: The equation, after those it lies in, outermost first.
-    """
-    # A jitted function remembers where it was first called: there the call itself knows better.
-    calls = [i for i, equation in enumerate(equations) if equation.primitive.name in CACHED]
-    for equation in reversed(equations[: calls[0] + 1] if calls else equations):
-        for file_name, line in frames(equation):
-            if not _installed(file_name):
-                return f"{Path(file_name).name}:{line}"
-    return "no line of yours"
-
-
-def _installed(file_name: str) -> bool:
-    parts = Path(file_name).parts
-    return "site-packages" in parts or "dist-packages" in parts or file_name.startswith("<")
 
 
 class _Reader:
@@ -107,7 +90,7 @@ class _Reader:
 
     def __init__(self, labels: Labels, rules: Rules) -> None:
         self.labels, self.rules = labels, rules
-        self.path: tuple[Any, ...] = ()  # the equations whose bodies are being read
+        self.path: tuple[tuple[Scope, Any], ...] = ()  # the equations whose bodies are being read
 
     def body(self, jaxpr: Any, inputs: Sequence[Value]) -> tuple[Scope, list[Value]]:
         open_jaxpr, consts = opened(jaxpr)
@@ -135,14 +118,16 @@ class _Reader:
         name = raw.primitive.name
 
         def read(number: int, values: Sequence[Value]) -> list[Value]:
-            before, self.path = self.path, (*self.path, raw)
+            before, self.path = self.path, path
             scope.inner[position, number], outputs = self.body(bodies(raw)[number], values)
             self.path = before
             return outputs
 
-        path = (*self.path, raw)
+        path = (*self.path, (scope, raw))
         shapes = [tuple(var.aval.shape) for var in raw.outvars]
-        return Equation(name, parameters(raw), shapes, lambda: source_line(*path), read, raw)
+        return Equation(
+            name, parameters(raw), shapes, lambda: source_line(*(each for _, each in path)), read, raw, path
+        )
 
     def constant(self, const: Any, slack: float = 0.0) -> Value:
         known = _known(const)

@@ -8,7 +8,7 @@ be traced again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from maskprune._jaxprs import Literal, Tracer, bind, called, context, parameters
 from maskprune._strict import strict
 from maskprune.conv import OWN, finish
+from maskprune.fitting import Fitting
 from maskprune.groups import leaf_path
 from maskprune.labels import Axis, Labels, Value
 from maskprune.plan import Dropped, Plan
@@ -25,7 +26,7 @@ from maskprune.reading import Reading, Rules, Scope, find_rule, read_jaxpr, to_j
 from maskprune.rules import RULES
 from maskprune.rules.base import Kept, Site, rebind, take
 from maskprune.rules.placement import explicit_misfit
-from maskprune.trace import LeafAxis, handed_on, read_network
+from maskprune.trace import handed_on, read_network
 
 
 class ShrinkError(ValueError):
@@ -147,25 +148,19 @@ def _full(plan: Plan, tree: Any, state: bool) -> Any:
 def _prepare(apply: Any, plan: Plan, trees: list[Any], inputs: Any, rules: Rules) -> tuple[Shrunk, Any]:
     structs = jax.tree.map(jax.typeof, inputs)
     state = trees[1] if len(trees) > 1 else None
-    reading, leaves, output = read_network(apply, trees[0], structs, state, flag_inexact=True, rules=rules)
-    cuts = {(cut.leaf, cut.axis, cut.state): cut for cut in plan.cuts}
-    going, named = [], []
-    for leaf in leaves:
-        if leaf is not None:
-            cut = cuts.pop((leaf.leaf, leaf.number, leaf.state), None)
-            gone = np.zeros(len(leaf.axis.cells), bool)
-            if cut is not None:
-                gone[:] = True
-                gone[list(cut.kept)] = False
-            going.append((leaf.axis, gone))
-            named.append(leaf)
-    if cuts:
-        raise ShrinkError(f"The plan cuts {_list(cuts)}, which the parameters lack or which never shrinks.")
-    flagged = [] if plan.inexact else [reading.labels.cells.atoms(cells)[1] for cells, _ in reading.labels.inexact]
-    atoms, unexplained = touched(going, reading.labels, never=np.concatenate([np.zeros(0, int), *flagged]))
-    pairs = zip(named, going, unexplained, strict=True)
-    _check_fit(reading.labels, [(leaf, gone) for leaf, (_, gone), wrong in pairs if wrong])
-    shrunk = Shrunk(reading, atoms, rules)
+
+    def read(following: frozenset[tuple[str, int]] = frozenset()) -> tuple[Fitting, Any]:
+        reading, leaves, output = read_network(
+            apply, trees[0], structs, state, flag_inexact=True, rules=rules, unmasked=following
+        )
+        return Fitting(reading, leaves, plan, following), output
+
+    fitting, output = read()
+    if fitting.misfits:  # axes that the plan leaves whole may follow
+        fitting, output = read(fitting.bound())
+    if wrong := fitting.complaint():
+        raise ShrinkError(wrong)
+    shrunk = Shrunk(fitting.reading, fitting.gone, rules, fitting.by_input(trees[0]))
     _check_outputs(shrunk, output, state)
     return shrunk, output
 
@@ -177,26 +172,6 @@ def _check_outputs(shrunk: Shrunk, output: Any, state: Any) -> None:
     for number, value in enumerate(outputs):
         if number not in states and any(kept is not None for kept in shrunk.kept(value)):
             raise ShrinkError("The plan removes channels that are the output of the function.")
-
-
-def _check_fit(labels: Labels, misfits: list[tuple[LeafAxis, np.ndarray]]) -> None:
-    """Raises for the first leaf axis of which positions are to go that no removable channel accounts for."""
-    for leaf, gone in misfits:
-        cells = leaf.axis.cells[gone]
-        atoms = labels.cells.atoms(cells)[1]
-        for flagged, why in labels.inexact:
-            if np.isin(labels.cells.atoms(flagged)[1], atoms).any():
-                raise ShrinkError(f"Removing these masks would change more than rounding: {why}.")
-        why = labels.cells.why_pinned(cells)
-        reason = "in this function they belong together with positions that stay" if why is None else str(why)
-        raise ShrinkError(
-            f"The plan removes positions {np.flatnonzero(gone).tolist()} along axis {leaf.number} of `{leaf.leaf}`, "
-            f"which cannot all go: {reason}. Trace the function to see its masks."
-        )
-
-
-def _list(cuts: Any) -> str:
-    return ", ".join(f"axis {axis} of `{leaf}`" for leaf, axis, _ in cuts)
 
 
 def _leaks(scope: Scope) -> bool:
@@ -212,16 +187,22 @@ class Shrunk:
         reading: The function.
         gone: Atoms that are cut.
         rules: One rule per primitive.
+        following: `(leaf, axis)` that are given whole and cut first.
     """
 
     reading: Reading
     gone: np.ndarray
     rules: Rules
+    following: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
     _kept: dict[int, np.ndarray | None] = dataclasses.field(default_factory=dict)
 
     def run(self, *arrays: Any) -> list[Any]:
         """Flat small inputs to flat small outputs."""
-        return self._body(self.reading.scope, list(arrays))
+        given = list(arrays)
+        for number, axes in self.following.items():
+            kept = self.kept(self.reading.inputs[number])
+            given[number] = take(given[number], tuple(k if n in axes else None for n, k in enumerate(kept)))
+        return self._body(self.reading.scope, given)
 
     def kept(self, value: Value) -> Kept:
         return tuple(self._along(axis) for axis in value.axes)

@@ -8,41 +8,66 @@ function of a pytree.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune._strict import is_array, strict
-from maskprune.cells import unique
-from maskprune.groups import Group, Groups, Slice, leaf_path, leaves_by_path
+from maskprune._strict import strict
+from maskprune.arguments import check_arguments, check_function, explain_failure
+from maskprune.groups import Groups, leaf_path, leaves_by_path
 from maskprune.labels import UNKNOWN, Axis, Labels, Value
-from maskprune.overlaps import distinct
-from maskprune.reading import Reading, Rules, read_jaxpr, source_line, to_jaxpr
+from maskprune.lines import source_line
+from maskprune.naming import Leaf, LeafAxis, Namer
+from maskprune.origins import used_inputs
+from maskprune.reading import Reading, Rules, read_jaxpr, to_jaxpr
+from maskprune.reasons import Reasons
 
 
-class LeafAxis(NamedTuple):
-    """One axis of one leaf, in the parameters or (with `state`) in the model state."""
+class Further(NamedTuple):
+    """Another function of the same parameters, for `trace(..., also=[...])`. A plain tuple will do.
 
-    leaf: str
-    number: int
-    state: bool
-    axis: Axis
+    Attributes:
+        apply: `apply(params, *inputs)`, or `apply(params, model_state, *inputs)`.
+        inputs: Its arguments after the parameters and the state.
+        stateful: Whether it takes the model state; by default if there is one.
+    """
+
+    apply: Callable[..., Any]
+    inputs: Sequence[Any] = ()
+    stateful: bool | None = None
+
+
+class Units(NamedTuple):
+    """The units of all leaves: their labels, the leaf axes, and the leaves as values."""
+
+    labels: Labels
+    leaves: list[LeafAxis | None]
+    values: list[Value]
+
+
+class Read(NamedTuple):
+    """A function that was read, the structure of its output, and its inputs in words."""
+
+    reading: Reading
+    output: Any
+    inputs: list[str]
 
 
 @strict
 def trace(
-    apply: Callable[..., Any],
+    apply: Any,
     params: Any,
     *inputs: Any,
+    also: Sequence[Any] = (),  # of `Further` or tuples like it
     model_state: Any = None,
     protect: Sequence[str] = (),
     inexact: bool = False,
     rules: Rules | None = None,
 ) -> Groups:
-    """Finds the masks of a function.
+    """Finds the masks of a function, or of several that use the same parameters.
 
     Nothing is computed and nothing large is allocated: arrays and `jax.ShapeDtypeStruct`s serve alike.
 
@@ -52,6 +77,9 @@ def trace(
             `handed_on`. Any pytrees. It must be pure, and its shapes must not depend on data.
         params: Pytree of arrays or of abstract ones. Leaves that are not floating point stay as they are.
         *inputs: Arguments after the parameters, arrays or abstract ones; sizes do not matter for the result.
+        also: Further functions of the same parameters, such as that of training with its auxiliary head:
+            `(function, inputs)`, or `(function, inputs, False)` for one that does not take the model state although
+            there is one. Masks are exact in every function, and all their outputs stay.
         model_state: Non-trained variables, such as batch statistics.
         protect: Patterns (as in `fnmatch`) of leaf paths or layers, such as `"head/*"`, whose channels stay.
         inexact: Also offers masks whose removal changes more than rounding (a norm or softmax over the channels that
@@ -59,29 +87,65 @@ def trace(
         rules: Rules for primitives that have none, by name: see `maskprune.rules`.
 
     Returns:
-        The groups, in network order. `.refused` names what stays, and why.
+        The groups, in network order. `.refused` accounts for every axis of every leaf that is in no group: what it is
+        bound to that stays, and why, or that no function uses the leaf.
 
     Raises:
-        TypeError: A leaf of `params` is no array, or `apply` needs the values of its arguments.
-        ValueError: `apply` has side effects, or a pattern matches no leaf.
+        TypeError: `apply` is a module and no function, takes other arguments or needs their values, or a leaf of
+            `params` is no array.
+        ValueError: `apply` has side effects, a pattern matches no leaf, or `params` and an input are swapped.
 
     Example:
         >>> groups = trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], {"a": np.ones((2, 3)), "b": np.ones((3, 1))},
         ...                np.ones((4, 2)))
         >>> [(group.name, group.size) for group in groups]
         [('a', 3)]
+        >>> groups.refused["b[1]"]
+        'its channels are the output of the network'
     """
-    reading, leaves, output = read_network(apply, params, inputs, model_state, flag_inexact=inexact, rules=rules)
-    labels = reading.labels
+    functions = [Further(apply, inputs), *(_further(number, each) for number, each in enumerate(also))]
+    units = make_units(params, model_state, flag_inexact=inexact)
+    read = [read_function(f, params, model_state, units, rules=rules) for f in functions]
     for pattern in protect:
-        _protect(labels, leaves, pattern, params)
-    states = handed_on(output, [value.shape for value in reading.outputs], model_state)
-    given = [value for number, value in enumerate(reading.outputs) if number not in states]
-    labels.pin_all(given, "its channels are the output of the network")
-    before = dict(zip(leaves_by_path(model_state), reading.inputs[len(jax.tree.leaves(params)) :], strict=False))
-    for number, path in states.items():
-        _pass_on(labels, before[path], reading.outputs[number])
-    return _Namer(reading, leaves).groups()
+        _protect(units, pattern, params)
+    for number, found in enumerate(read):
+        what = "the network" if number == 0 else f"`also[{number - 1}]`"
+        _pin_outputs(units.labels, found, model_state, what)
+    return _named(units, read, params)
+
+
+def _further(number: int, given: Any) -> Further:
+    if not (isinstance(given, tuple) and 2 <= len(given) <= 3 and isinstance(given[1], list | tuple)):
+        raise TypeError(f"`also[{number}]` is no pair of a function and its inputs: use `(function, (x, ...))`.")
+    check_function(f"also[{number}]", given[0])
+    return Further(*given)
+
+
+def _pin_outputs(labels: Labels, read: Read, model_state: Any, what: str) -> None:
+    """Outputs stay; a new state is bound to the old one."""
+    states = [value for value, name in zip(read.reading.inputs, read.inputs, strict=True) if name.endswith(STATE)]
+    outputs = read.reading.outputs
+    passed_on = handed_on(read.output, [value.shape for value in outputs], model_state if states else None)
+    given = [value for number, value in enumerate(outputs) if number not in passed_on]
+    labels.pin_all(given, f"its channels are the output of {what}")
+    before = dict(zip(leaves_by_path(model_state), states, strict=False))
+    for number, path in passed_on.items():
+        _pass_on(labels, before[path], outputs[number])
+
+
+def _named(units: Units, read: Sequence[Read], params: Any) -> Groups:
+    leaves = [(leaf.name, leaf.axis) for leaf in units.leaves if leaf is not None and not leaf.state]
+    leaves += [
+        (f"{leaf.name} of the model state", leaf.axis) for leaf in units.leaves if leaf is not None and leaf.state
+    ]
+    inputs = {id(each.reading.scope): each.inputs for each in read}
+    reasons = Reasons(units.labels.cells, leaves, inputs)
+    flags = zip(*(used_inputs(each.reading.scope)[: len(jax.tree.leaves(params))] for each in read), strict=True)
+    whole = [
+        Leaf(leaf_path(path), tuple(np.shape(leaf)), any(used), _why_whole(leaf))
+        for (path, leaf), used in zip(jax.tree_util.tree_leaves_with_path(params), flags, strict=True)
+    ]
+    return Namer(units.labels, units.leaves, _first_uses(read, units), whole, reasons.of).groups()
 
 
 def handed_on(structure: Any, shapes: Sequence[tuple[Any, ...]], model_state: Any) -> dict[int, str]:
@@ -132,21 +196,67 @@ def read_network(
     *,
     flag_inexact: bool = False,
     rules: Rules | None = None,
+    unmasked: Collection[tuple[str, int]] = (),
 ) -> tuple[Reading, list[LeafAxis | None], Any]:
-    """Reads `apply` with a unit for every position along every axis of every floating-point leaf."""
-    trees = (params,) if model_state is None else (params, model_state)
-    jaxpr, output = _checked_jaxpr(apply, (*trees, *inputs))
-    labels, leaves, values = Labels(flag_inexact=flag_inexact), [], []
-    for state, tree in enumerate(trees):
+    """Reads `apply` with a unit for every position along every axis of every floating-point leaf.
+
+    Axes of the parameters in `unmasked`, as `(leaf, axis)`, hold their numbers while a mask is disabled.
+    """
+    units = make_units(params, model_state, flag_inexact=flag_inexact, unmasked=unmasked)
+    read = read_function(Further(apply, inputs), params, model_state, units, rules=rules)
+    return read.reading, units.leaves, read.output
+
+
+def make_units(
+    params: Any, model_state: Any, *, flag_inexact: bool = False, unmasked: Collection[tuple[str, int]] = ()
+) -> Units:
+    """A unit for every position along every axis of every floating-point leaf. A state is never masked."""
+    units = Units(Labels(flag_inexact=flag_inexact), [], [])
+    for state, tree in enumerate((params,) if model_state is None else (params, model_state)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            dead = UNKNOWN if state else 0.0  # a state is never masked
-            axes = tuple(_leaf_axis(labels, leaf, n, len(leaves) + n, dead) for n in range(np.ndim(leaf)))
-            values.append(Value(tuple(np.shape(leaf)), axes, None, weights=True))
-            found = [LeafAxis(leaf_path(path), number, bool(state), axis) for number, axis in enumerate(axes) if axis]
+            name, start = leaf_path(path), len(units.leaves)
+            axes = [
+                _leaf_axis(units.labels, leaf, n, start + n, UNKNOWN if state or (name, n) in unmasked else 0.0)
+                for n in range(np.ndim(leaf))
+            ]
+            units.values.append(Value(tuple(np.shape(leaf)), tuple(axes), None, weights=True))
             # Numbers of leaf axes count every axis, also those that never shrink.
-            leaves += [next((f for f in found if f.number == n), None) for n in range(np.ndim(leaf))]
-    values += [labels.whole(np.shape(leaf)) for leaf in jax.tree.leaves(inputs)]
-    return read_jaxpr(jaxpr, labels, values, rules=rules), leaves, output
+            units.leaves.extend(axis and LeafAxis(name, n, bool(state), axis) for n, axis in enumerate(axes))
+    return units
+
+
+def read_function(
+    function: Further, params: Any, model_state: Any, units: Units, *, rules: Rules | None = None
+) -> Read:
+    """Reads a function of leaves that have their units."""
+    stateful = model_state is not None if function.stateful is None else function.stateful
+    trees = (params, model_state) if stateful else (params,)
+    jaxpr, output = _checked_jaxpr(function.apply, (*trees, *function.inputs), len(trees) - 1)
+    values = units.values[: sum(len(jax.tree.leaves(tree)) for tree in trees)]
+    whole = [units.labels.whole(np.shape(leaf)) for leaf in jax.tree.leaves(tuple(function.inputs))]
+    names = list(_input_names(trees, tuple(function.inputs)))
+    return Read(read_jaxpr(jaxpr, units.labels, values + whole, rules=rules), output, names)
+
+
+STATE = " of the model state"
+
+
+def _input_names(trees: tuple[Any, ...], inputs: tuple[Any, ...]) -> Iterator[str]:
+    """Every flat input in words, with a place for an axis."""
+    for tree, what in zip(trees, ("", STATE), strict=False):
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+            yield f"`{_plain(path)}[{{axis}}]`{what}"
+    for path, _ in jax.tree_util.tree_leaves_with_path(inputs):
+        inside = f"`{_plain(path[1:])}` in " if len(path) > 1 else ""
+        yield f"axis {{axis}} of {inside}argument {len(trees) + int(leaf_path(path[:1]))}"
+
+
+def _plain(path: Any) -> str:
+    return leaf_path(path).replace("{", "{{").replace("}", "}}")
+
+
+def _why_whole(leaf: Any) -> str:
+    return "" if jnp.issubdtype(leaf.dtype, jnp.floating) else f"it holds {leaf.dtype}, which is not floating point"
 
 
 def _leaf_axis(labels: Labels, leaf: Any, number: int, name: int, dead: float) -> Axis | None:
@@ -155,16 +265,9 @@ def _leaf_axis(labels: Labels, leaf: Any, number: int, name: int, dead: float) -
     return labels.axis(np.shape(leaf)[number], dead=dead, leaves=frozenset([name]))
 
 
-def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        if not is_array(leaf):
-            number = leaf_path(path[:1])
-            where = "`params`" if number == "0" else f"argument {number}"
-            what = f"The leaf `{leaf_path(path[1:])}` of {where}" if len(path) > 1 else f"Argument {number}"
-            raise TypeError(
-                f"{what} is a {type(leaf).__name__}, not an array: close over what is no array "
-                "(`lambda params, x: apply(params, x, train=False)`)."
-            )
+def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...], states: int) -> Any:
+    check_function("apply", apply, args[0])
+    check_arguments(apply, args, states)
     try:
         jaxpr, output = to_jaxpr(apply, *args)
     except (
@@ -175,6 +278,10 @@ def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
             "`apply` needs the value of an argument to decide what to do, so it cannot be traced. Close over settings "
             f"instead of passing them, and keep shapes independent of data. JAX says: {str(error).splitlines()[0]}"
         ) from error
+    except Exception as error:  # a user's function may raise anything
+        if explained := explain_failure(apply, states, error):
+            raise explained from error
+        raise
     if jaxpr.effects:
         guilty = next((e for e in jaxpr.eqns if e.effects), None)
         line = "" if guilty is None else f", the first at {source_line(guilty)} (`{guilty.primitive.name}`)"
@@ -182,14 +289,13 @@ def _checked_jaxpr(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return jaxpr, output
 
 
-def _protect(labels: Labels, leaves: list[Any], pattern: str, params: Any) -> None:
-    hits = [leaf for leaf in leaves if leaf is not None and matches(leaf.leaf, pattern)]
+def _protect(units: Units, pattern: str, params: Any) -> None:
     paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     if not any(matches(path, pattern) for path in paths):
         raise ValueError(f"`protect` holds `{pattern}`, which matches no leaf. The leaves are {', '.join(paths)}.")
-    for leaf in hits:
-        if leaf.number not in labels.reads:
-            labels.pin(leaf.axis, f"protected by `{pattern}`")
+    for number, leaf in enumerate(units.leaves):
+        if leaf is not None and matches(leaf.leaf, pattern) and number not in units.labels.reads - units.labels.makes:
+            units.labels.pin(leaf.axis, f"protected by `{pattern}`")
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -197,146 +303,22 @@ def matches(path: str, pattern: str) -> bool:
     return fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path.rpartition("/")[0], pattern)
 
 
-class _Namer:
-    """Turns what is known of the leaves into named groups and refusals."""
-
-    def __init__(self, reading: Reading, leaves: list[Any]) -> None:
-        self.labels, self.leaves = reading.labels, leaves
-        self.order = _first_uses(reading, leaves)
-
-    def groups(self) -> Groups:
-        cells = self.labels.cells
-        where, atoms = [], []  # (leaf axis, position) of every atom, in network order
-        for number in self.order:
-            positions, found = cells.atoms(self.leaves[number].axis.cells)
-            where.append(np.stack([np.full(len(positions), number), positions], axis=1))
-            atoms.append(found)
-        places = np.concatenate(where) if where else np.zeros((0, 2), int)
-        members = np.concatenate(atoms) if atoms else np.zeros(0, int)
-        rows = distinct(places, members, self._makes())
-        places, members = places[rows], members[rows]
-        found = [self._group(places[rows], members[rows]) for rows in _classes(places, members)]
-        offered = [group for group in found if group is not None and not self._all_or_nothing(group)]
-        tied = [group for group in found if group is not None and self._all_or_nothing(group)]
-        named = _unique_names(offered)
-        return Groups(tuple(named), tuple(self._refused(offered, tied)))
-
-    def _makes(self) -> np.ndarray:
-        """bool[leaf axes], those whose positions are made here, rather than read or kept as a state."""
-        return np.array(
-            [x is not None and not x.state and n not in self.labels.reads for n, x in enumerate(self.leaves)]
-        )
-
-    def _group(self, places: np.ndarray, members: np.ndarray) -> Group | None:
-        _, first, member = np.unique(members, return_index=True, return_inverse=True)
-        masks = np.argsort(np.argsort(first))[member]  # numbered as they first appear
-        slices = []
-        starts = np.flatnonzero(np.diff(places[:, 0], prepend=-1))  # rows of one leaf axis stand together
-        for mine in map(slice, starts, [*starts[1:], len(places)]):
-            number = int(places[mine.start, 0])
-            leaf = self.leaves[number]
-            role = "state" if leaf.state else "in" if number in self.labels.reads else "out"
-            for labels in _label_rows(places[mine, 1], masks[mine], len(leaf.axis.cells)):
-                slices.append(Slice(leaf.leaf, leaf.number, tuple(labels.tolist()), role))
-        own = [piece for piece in slices if piece.role == "out"]
-        if not own:  # nothing makes these channels: constants, padding, copies of others
-            return None
-        name = own[0].leaf.rpartition("/")[0] or own[0].leaf
-        return Group(name, len(first), tuple(slices), self._inexact(members))
-
-    def _inexact(self, members: np.ndarray) -> str:
-        for cells, why in self.labels.inexact:
-            if np.isin(self.labels.cells.atoms(cells)[1], members).any():
-                return str(why)
-        return ""
-
-    def _all_or_nothing(self, group: Group) -> bool:
-        return group.size == 1 and any(all(label == 0 for label in piece.labels) for piece in group.slices)
-
-    def _refused(self, groups: list[Group], tied: list[Group]) -> list[tuple[str, str]]:
-        taken = {group.name for group in groups}
-        found: dict[str, str] = {}
-        for group in tied:
-            found.setdefault(group.name, "its channels can only go all together")
-        for number in self.order:
-            leaf = self.leaves[number]
-            why = None if leaf.state or number in self.labels.reads else self.labels.cells.why_pinned(leaf.axis.cells)
-            if why is None or getattr(why, "quiet", False):
-                continue
-            layer = leaf.leaf.rpartition("/")[0] or leaf.leaf
-            name = f"{leaf.leaf}[{leaf.number}]" if layer in taken else layer
-            found.setdefault(name, str(why))
-        return list(found.items())
-
-
-def _label_rows(positions: np.ndarray, masks: np.ndarray, size: int) -> list[np.ndarray]:
-    """Labels along an axis; more than one row where a position goes with either of several masks of the group."""
-    found = []
-    while len(positions):
-        first = np.unique(positions, return_index=True)[1] if (np.diff(positions) <= 0).any() else slice(None)
-        labels = np.full(size, -1)
-        labels[positions[first]] = masks[first]
-        found.append(labels)
-        rest = np.delete(np.arange(len(positions)), first)
-        positions, masks = positions[rest], masks[rest]
-    return found
-
-
-def _first_uses(reading: Reading, leaves: list[Any]) -> list[int]:
-    """Numbers of the leaf axes that can shrink, in the order in which the function first uses their leaf."""
-    uses = [id(var) for equation in reading.scope.jaxpr.eqns for var in equation.invars]
-    seen = {var: i for i, var in reversed(list(enumerate(uses)))}
-    used: list[tuple[int, int]] = []
+def _first_uses(read: Sequence[Read], units: Units) -> list[int]:
+    """Numbers of the leaf axes that can shrink, in the order in which the functions first use their leaf."""
+    found: list[tuple[Any, ...]] = []
+    seen = [_uses(each.reading.scope.jaxpr) for each in read]
     number = 0
-    for var, value in zip(reading.scope.jaxpr.invars, reading.inputs, strict=True):
-        for _ in value.axes:
-            if number < len(leaves) and leaves[number] is not None:
-                used.append((seen.get(id(var), len(uses)), number))
-            number += 1
-    return [number for _, number in sorted(used)]
+    for place, value in enumerate(units.values):
+        first = ((i, uses[place]) for i, uses in enumerate(seen) if place < len(uses) and uses[place] is not None)
+        when = next(first, (len(read), 0))
+        numbers = range(number, number + len(value.axes))
+        found += [(*when, n) for n in numbers if units.leaves[n] is not None]
+        number += len(value.axes)
+    return [number for *_, number in sorted(found)]
 
 
-def _classes(places: np.ndarray, members: np.ndarray) -> list[np.ndarray]:
-    """Rows of atoms that stand side by side: in the same leaf axes, and never at one position."""
-    if not len(members):
-        return []
-    _, atom = np.unique(members, return_inverse=True)
-    leaves = int(places[:, 0].max()) + 1
-    pairs = unique(atom * leaves + places[:, 0])
-    marks = np.random.default_rng(0).integers(1, 2**63, leaves, dtype=np.uint64)
-    sums = np.zeros(atom.max() + 1, np.uint64)  # of random marks: equal sums, equal sets of leaf axes
-    np.add.at(sums, pairs // leaves, marks[pairs % leaves])
-    signature = np.unique(sums, return_inverse=True)[1]
-    depth = _depths(places, signature[atom], atom)
-    _, first, kind = np.unique((signature * (depth.max() + 1) + depth)[atom], return_index=True, return_inverse=True)
-    rows = np.split(np.argsort(kind, kind="stable"), np.cumsum(np.bincount(kind))[:-1])
-    return [rows[number] for number in np.argsort(first)]
-
-
-def _depths(places: np.ndarray, signature: np.ndarray, atom: np.ndarray) -> np.ndarray:
-    """For every atom which one it is among those of its signature that share its first position: 0 the outermost."""
-    first = np.unique(atom, return_index=True)[1]
-    mine = np.flatnonzero(places[:, 0] == places[first, 0][atom])  # in the leaf axis where the atom is met first
-    position = places[mine, 0] * (places[:, 1].max() + 1) + places[mine, 1]
-    key = position * (signature.max() + 1) + signature[mine]
-    order = np.argsort(key, kind="stable")
-    same = np.concatenate([[False], key[order][1:] == key[order][:-1]])
-    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
-    depth = np.zeros(atom.max() + 1, int)
-    np.maximum.at(depth, atom[mine[order]], rank)
-    return depth
-
-
-def _unique_names(groups: list[Group]) -> list[Group]:
-    """Tells groups of one layer apart by the axis of their first own slice, then by a number."""
-    names = [group.name for group in groups]
-    full = []
-    for group, name in zip(groups, names, strict=True):
-        axis = group.with_role("out")[0].axis
-        full.append(name if names.count(name) == 1 else f"{name}[{axis}]")
-    done: list[Group] = []
-    for group, name in zip(groups, full, strict=True):
-        number = full[: len(done)].count(name) + 1
-        label = name if full.count(name) == 1 else f"{name}#{number}"
-        done.append(Group(label, group.size, group.slices, group.inexact))
-    return done
+def _uses(jaxpr: Any) -> list[int | None]:
+    """Of every input the number of its first use, or None."""
+    uses = [id(atom) for equation in jaxpr.eqns for atom in equation.invars]
+    first = {atom: number for number, atom in reversed(list(enumerate(uses)))}
+    return [first.get(id(var)) for var in jaxpr.invars]

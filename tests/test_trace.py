@@ -67,7 +67,8 @@ def test_the_groups_of_the_fcn_are_found_whatever_its_convolution(way):
 def test_names_sizes_and_network_order(params):
     groups = trace(mlp, params, X)
     assert [(group.name, group.size) for group in groups] == [("first", 5), ("second", 4)]
-    assert groups.refused == {"head": "its channels are the output of the network"}
+    assert set(groups.refused) == {"head/kernel[1]", "first/kernel[0]"}
+    assert groups.refused["head/kernel[1]"] == "its channels are the output of the network"
     text = str(groups).splitlines()
     assert text[1].split()[:2] == ["first", "5"] and "second/kernel[axis 0, in]" in text[1]
     assert text[-1].split()[:2] == ["head", "kept"]
@@ -299,13 +300,34 @@ def test_a_group_or_mask_that_does_not_exist(params):
         choose(network, {"second": [4]})
 
 
-def test_groups_that_do_not_fit_the_function(params):
-    """Hand-made groups that forget the reader: the plan would cut half of what belongs together."""
+def part_of_first(params, leaves):
+    """The group `first` as somebody would write it who forgot the other leaves, with mask 2 disabled."""
     whole = trace(mlp, params, X)["first"]
-    half = maskprune.Group("first", 5, tuple(piece for piece in whole.slices if piece.role == "out"))
-    network = init_network(params, maskprune.Groups((half,)))
-    masked = disable(network, choose(network, {"first": [2]}))
-    with pytest.raises(CompactionError, match=r"positions \[2\] along axis 0 of `first/bias`.*belong together"):
+    part = maskprune.Group("first", 5, tuple(piece for piece in whole.slices if piece.leaf in leaves))
+    network = init_network(params, maskprune.Groups((part,)))
+    return disable(network, choose(network, {"first": [2]}))
+
+
+@pytest.mark.parametrize("leaves", [("first/kernel", "first/bias"), ("second/kernel", "first/bias")])
+def test_what_a_plan_leaves_whole_follows_where_that_is_exact(params, leaves, rng):
+    """The maker's own numbers are zero, or what reads it is: either will do, and the other is cut in the function."""
+    masked = part_of_first(params, leaves)
+    small_apply, small = compact(mlp, masked, jnp.asarray(rng.normal(size=(7, 3)), jnp.float32))
+    assert small["first"]["bias"].shape == (4,)
+    whole = {"first/kernel": (3, 5), "second/kernel": (5, 4)}
+    assert [maskprune.groups.leaves_by_path(small)[leaf].shape for leaf in whole if leaf not in leaves] == [
+        shape for leaf, shape in whole.items() if leaf not in leaves
+    ]
+    gradient = jax.grad(lambda p: small_apply(p, jnp.ones((7, 3))).sum())(small)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, small)
+
+
+def test_groups_that_do_not_fit_the_function(params):
+    """Hand-made groups that forget a kernel and what reads it: a disabled mask would not be gone."""
+    masked = part_of_first(params, ("first/bias",))
+    with pytest.raises(
+        CompactionError, match=r"more than rounding: .*summed.*leaves axis 1 of `first/kernel`, axis 0 of"
+    ):
         compact(mlp, masked, jnp.ones((7, 3)))
 
 

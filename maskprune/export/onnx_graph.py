@@ -20,8 +20,8 @@ from maskprune._jaxprs import Literal, opened
 from maskprune.export.errors import Uncovered
 from maskprune.export.onnx_rules import INLINE, RULES
 from maskprune.groups import leaf_path
+from maskprune.lines import source_line
 from maskprune.network import on_device
-from maskprune.reading import source_line
 
 
 OPSET = 18

@@ -24,6 +24,7 @@ class Equation(NamedTuple):
         where: Called for the source line, as in `"model.py:31"`.
         read: `read(number, values) -> values` reads the equation's inner function of that number.
         raw: The equation itself.
+        path: `(scope, equation)` of the equations it lies in, outermost first, and last its own.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Equation(NamedTuple):
     where: Callable[[], str]
     read: Callable[..., list[Value]]
     raw: Any
+    path: tuple[tuple[Any, Any], ...] = ()
 
     def why(self, text: str, *, quiet: bool = False) -> Why:
         return Why(text, self, quiet)

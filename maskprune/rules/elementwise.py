@@ -50,7 +50,7 @@ def _joined(labels: Labels, equation: Equation, shape: tuple[Any, ...], values: 
         joint = labels.same(mine, equation.why("it meets channels that stay"))
         axes.append(joint and Axis(joint.cells, _dead(equation, position, size, values), joint.leaves))
     if not weights:
-        axes = [axis and Axis(axis.cells, axis.dead) for axis in axes]
+        axes = labels.activations(axes)
     return Value(shape, tuple(axes), None, weights)
 
 

@@ -74,7 +74,7 @@ def gather(labels: Labels, equation: Equation, value: Value, indices: Value) -> 
         axes[constant.out] = picked
     weights = value.weights and indices.weights
     if value.weights and not weights:
-        axes = [axis and Axis(axis.cells, axis.dead) for axis in axes]
+        axes = labels.activations(axes)
     return Value(shape, tuple(axes), None, weights)
 
 

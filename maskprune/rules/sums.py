@@ -37,6 +37,9 @@ NEUTRAL = {
 WORDS = {"sum": "summed", "max": "compared by a maximum", "min": "compared by a minimum", "prod": "multiplied up"}
 
 
+MEETS = "it is multiplied with channels that stay"
+
+
 def _why(equation: Equation, name: str) -> Any:
     done = next((word for end, word in WORDS.items() if name.endswith(end)), f"combined by `{name}`")
     return equation.why(f"these channels are {done} while a disabled one would still count")
@@ -126,7 +129,7 @@ def dot_general(labels: Labels, equation: Equation, left: Value, right: Value) -
     (summed_left, summed_right), (batch_left, batch_right) = equation.params["dimension_numbers"]
     weights = (left.weights, right.weights)
     for i, j in zip(summed_left, summed_right, strict=True):
-        labels.contract((left.axes[i], right.axes[j]), weights, _why(equation, "sum"))
+        labels.contract((left.axes[i], right.axes[j]), weights, _why(equation, "sum"), meets=equation.why(MEETS))
     axes: list[Axis | None] = []
     for i, j in zip(batch_left, batch_right, strict=True):
         joint = labels.same((left.axes[i], right.axes[j]), equation.why("it meets channels that stay"))
@@ -134,7 +137,7 @@ def dot_general(labels: Labels, equation: Equation, left: Value, right: Value) -
     for value, used in ((left, {*summed_left, *batch_left}), (right, {*summed_right, *batch_right})):
         axes += [_still(axis, (0.0,)) for position, axis in enumerate(value.axes) if position not in used]
     if not all(weights):
-        axes = [axis and Axis(axis.cells, axis.dead) for axis in axes]
+        axes = labels.activations(axes)
     return Value(equation.shapes[0], tuple(axes), None, all(weights))
 
 
@@ -157,23 +160,23 @@ def convolution(labels: Labels, equation: Equation, left: Value, right: Value) -
                 value.axes[position], equation.why("a convolution slides over these channels", quiet=value.weights)
             )
     inputs, kernel, produced = left.axes[lhs[1]], right.axes[rhs[1]], _still(right.axes[rhs[0]], (0.0,))
-    weights, why = (left.weights, right.weights), _why(equation, "sum")
+    weights, why, meets = (left.weights, right.weights), _why(equation, "sum"), equation.why(MEETS)
     if groups == 1:
-        labels.contract((inputs, kernel), weights, why)
+        labels.contract((inputs, kernel), weights, why, meets=meets)
     else:
         inner, wide = right.shape[rhs[1]], right.shape[rhs[0]] // groups
         apart = equation.why("a grouped convolution cuts across these channels")
         group, within = labels.split(inputs, groups, inner, apart)
         group_out, made = labels.split(produced, groups, wide, apart)
         if inner > 1:
-            labels.contract((within, kernel), weights, why)
-        joint = labels.same((group, group_out), why)
+            labels.contract((within, kernel), weights, why, meets=meets)
+        joint = labels.same((group, group_out), meets)
         group = joint and Axis(joint.cells, _product(group, group_out), joint.leaves)
         produced = labels.merge((group, made), (groups, wide))
     axes: list[Axis | None] = [None] * len(shape)
     axes[out[0]], axes[out[1]] = _still(left.axes[lhs[0]], (0.0,)), produced
     if not all(weights):
-        axes = [axis and Axis(axis.cells, axis.dead) for axis in axes]
+        axes = labels.activations(axes)
     return Value(shape, tuple(axes), None, all(weights))
 
 

@@ -209,6 +209,20 @@ def check_identical(one: Any, other: Any) -> None:
     assert largest(one) < 2**53, "the numbers outgrew float64's integers"
 
 
+def check_account(case: Case) -> None:
+    """Every position along every axis of every leaf is in a group, or the axis or the leaf has a reason. Never both."""
+    refused = case.groups.refused
+    assert all(why.strip() and "channels that stay" not in why and "no line" not in why for why in refused.values())
+    for path, leaf in leaves_by_path(case.built.params).items():
+        for axis, size in enumerate(np.shape(leaf)):
+            masked = np.zeros(size, bool)
+            for _, piece in case.groups.of_leaf(path):
+                if piece.axis == axis and piece.role != "state":
+                    masked |= np.asarray(piece.labels) >= 0
+            told = path in refused or f"{path}[{axis}]" in refused
+            assert told == (size > 1 and not masked.all()), f"{path}[{axis}]"
+
+
 def check_sizes(case: Case, enabled: Enabled, small: Draw) -> None:
     """The cut arrays have the sizes that the slices of the groups say, counted here by themselves."""
     for tree, cut, state in ((case.built.params, small.params, False), (case.built.model_state, small.state, True)):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import collections
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -28,12 +29,11 @@ is one of them, with about half of the masks of each group disabled. Written by 
 * *difference*: the largest between the outputs of the masked and the compacted network, over the largest output, both
   in float32 with ordinary random weights.
 * *bit for bit*: the tests find no difference at all on small integers, whose sums are exact in any order.
-* *kept*: layers whose channels must stay, the output aside, and the most frequent reason.
+* *kept*: axes of leaves whose channels must stay, the output aside, and the most frequent reason.
 
 """
 COLUMNS = ("network", "style", "groups", "masks", "parameters", "after", "difference", "bit for bit", "kept")
-MEETING = "it meets channels that stay"  # a consequence: something else made those stay
-PLACE = re.compile(r" \(\S+:\d+\)$")
+PLACE = re.compile(r" \(\S+:\d+\)")
 
 
 class Row(NamedTuple):
@@ -68,17 +68,15 @@ def row(name: str) -> Row:
     sizes = [group.size for group in case.groups]
     exact = "yes" if case.entry.integer else ""
     counts = count_params(draw.params), count_params(small.params)
-    kept = main_reason(case.groups.refused)
+    kept = main_reason(case.groups.protected)
     return Row(case.entry.name, case.entry.style, len(sizes), sum(sizes), *counts, difference, exact, kept)
 
 
-def main_reason(refused: Any) -> str:
-    """How many layers stay, and the reason that most of them have, its place in the source left out."""
-    reasons = collections.Counter(PLACE.sub("", why) for why in refused.values() if "output of the network" not in why)
-    if not reasons:
-        return ""
-    causes = {why: count for why, count in reasons.items() if why != MEETING} or reasons
-    return f"{reasons.total()}: {max(causes, key=causes.__getitem__)}"
+def main_reason(protected: Sequence[tuple[str, str]]) -> str:
+    """How many axes stay, and the reason at the root of most, its place in the source left out."""
+    roots = [PLACE.sub("", why).rpartition("which stays: ")[2] for _, why in protected]
+    reasons = collections.Counter(why for why in roots if "output of the network" not in why)
+    return f"{reasons.total()}: {max(reasons, key=reasons.__getitem__)}" if reasons else ""
 
 
 def page(rows: list[Row]) -> str:
