@@ -7,6 +7,7 @@ what the options are for.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -101,10 +102,9 @@ def output(name: str, path: Path | None) -> Problem:
 def why_no_name(path: Path | None) -> str:
     """Why the system takes no such name, or "": it is too long, or has a letter that no name may have."""
     try:
-        if path is not None:
-            os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return ""
+        for part in () if path is None else path.parts:  # one by one: the system looks no further than a missing folder
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                os.lstat(part)
     except (OSError, ValueError) as error:
         return f"that can be no name ({getattr(error, 'strerror', None) or error})"
     return ""

@@ -78,7 +78,7 @@ def masked(apply, seed, *, off=10, dtype=np.float32):
 
 
 def one_channel_off(params, name, factor):
-    return {**params, name: params[name].at[3].multiply(factor)}
+    return {**params, name: params[name].at[4].multiply(factor)}
 
 
 @pytest.mark.parametrize("apply", FORMATS.values(), ids=FORMATS.keys())

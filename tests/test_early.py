@@ -3,13 +3,17 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maskprune.early import Early
+from maskprune.groups import Groups
+from maskprune.network import init_network
 from maskprune.race import best, race
 from maskprune.rounds import Rules
 from maskprune.session import SessionReport
+from maskprune.train import TrainState
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
@@ -50,22 +54,29 @@ def test_what_is_not_finite_leaves_no_gain():
     assert early.gains == {0.5: [pytest.approx(0.2)]}
 
 
+def numbered(number, share):
+    """A state that is nothing but a number and how far it was trained."""
+    network = init_network({}, Groups(()))
+    return TrainState(network=network, opt_state=number, model_state=share, step=jnp.int32(0))
+
+
 class Curves:
-    """Sessions whose score at every share is known; states are their numbers."""
+    """Sessions whose score at every share is known."""
 
     def __init__(self, *curves):
         self.curves, self.asked, self.at = curves, [], 0.0
 
     def train(self, keys, states, *, share):
-        self.asked.append((share, [number for number, _ in states]))
-        return [((n, share), SessionReport(np.zeros(int(100 * (share - at))), True, "", 0.0)) for n, at in states]
+        numbers = [(state.opt_state, state.model_state) for state in states]
+        self.asked.append((share, [number for number, _ in numbers]))
+        reports = [SessionReport(np.zeros(int(100 * (share - at))), True, "", 0.0) for _, at in numbers]
+        return [(numbered(n, share), report) for (n, _), report in zip(numbers, reports, strict=True)]
 
     def evaluate(self, state):
-        number, share = state
-        return {"score": self.curves[number](share)}
+        return {"score": self.curves[state.opt_state](state.model_state)}
 
     def run(self, early, required, racing=False):
-        states = [(number, 0.0) for number in range(len(self.curves))]
+        states = [numbered(number, 0.0) for number in range(len(self.curves))]
         rule = {"train": self.train, "evaluate": self.evaluate, "racing": racing}
         return race(jax.random.key(0), states, **rule, early=early, required=required)
 

@@ -158,4 +158,4 @@ def test_a_second_output_that_is_no_state_stays_whole():
     apply = lambda params, state, x: (jax.nn.relu(x @ params["a"] + state[None]) @ params["c"], x @ params["a"])
     params = {"a": np.ones((5, C), "f"), "c": np.ones((C, 3), "f")}
     groups = trace(apply, params, np.ones((4, 5), "f"), model_state=np.zeros(C, "f"))
-    assert not groups and "output of the network" in str(dict(groups.protected)["a"])
+    assert not groups and "output of the network" in groups.refused["a"]

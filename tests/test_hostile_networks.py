@@ -98,14 +98,14 @@ def hostile() -> dict[str, bytes]:
         "backwards": npz(conv1_bias=np.ones(1, ">f4")),
         "scalar": npz(conv1_kernel=np.float32(1)),
         "many axes": npz(conv1_kernel=np.ones((1,) * 30, np.float32)),
+        "nan": npz(conv1_kernel=np.full((3, 3, 1, 1), np.nan, np.float32)),
+        "infinite": npz(conv2_bias=np.array([np.inf], np.float32)),
+        "another member": zipped({f"{name}.npy": npy(array) for name, array in arrays().items()} | {"../../x": npy(1)}),
     }
 
 
 ODD = {
-    "nan": npz(conv1_kernel=np.full((3, 3, 1, 1), np.nan, np.float32)),
-    "infinite": npz(conv2_bias=np.array([np.inf], np.float32)),
     "deflated": npz(method=zipfile.ZIP_DEFLATED),
-    "another member": zipped({f"{name}.npy": npy(array) for name, array in arrays().items()} | {"../../x": npy(1)}),
 }
 
 

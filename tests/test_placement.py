@@ -62,4 +62,4 @@ def test_where_types_say_how_arrays_are_divided_a_sentence_names_the_grid(found)
 
 
 def test_channels_inside_shard_map_stay_and_the_reason_names_it(found):
-    assert "`shard_map` divides it among devices by itself" in found["shard_map"]["refused"]["a"]
+    assert "`shard_map` divides it among devices by itself" in found["shard_map"]["refused"]["a[1]"]
