@@ -40,7 +40,8 @@ def wild(network, batch):
     del batch
     flat = flatten(network)
     waves = jnp.sin(jnp.arange(7.0)[:, None] * jnp.arange(flat.vector.size)[None]) * flat.trains[None]
-    return waves.T @ (jnp.array([1.0, -1.0, 1.0, -1.0, 1.0, 1.0, -2.0])[:, None] * waves)
+    # Small, so that the rounding of its products stays below what the contract allows, on any processor.
+    return waves.T @ (0.05 * jnp.array([1.0, -1.0, 1.0, -1.0, 1.0, 1.0, -2.0])[:, None] * waves)
 
 
 def test_contract_of_the_surgeon():
