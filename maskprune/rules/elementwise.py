@@ -30,6 +30,7 @@ NOT_COMPUTED = ("complex", "conj", "imag", "real", "random_fold_in", "random_wra
 COMPARISONS = ("eq", "ge", "gt", "le", "lt", "ne")
 # What these make of a number may jump, so numbers at the edge prove nothing.
 STEPS = ("ceil", "convert_element_type", "floor", "nextafter", "rem", "round", "sign", *COMPARISONS)
+_REMEMBERED: dict[Any, np.ndarray] = {}  # what single numbers become: networks ask for the same ones again and again
 FEW_STEPS = 4  # in the last place: by how much a number may differ from one way of computing it to another
 
 
@@ -96,19 +97,33 @@ def _selected(which: np.ndarray, cases: np.ndarray) -> np.ndarray:
 
 def _computed(equation: Equation, operands: np.ndarray) -> np.ndarray:
     """What known numbers become, float[operand, n] to float[n], in the dtypes of the equation."""
+    if equation.name not in COMPUTED:
+        return np.full(operands.shape[1], UNKNOWN)
+    if operands.shape[1] > 1:
+        rows, back = np.unique(operands, axis=1, return_inverse=True)
+        return _answers(equation, rows)[back.ravel()]
+    atoms = equation.raw.invars
+    about = tuple((atom.aval.dtype, atoms.index(atom)) for atom in atoms)
+    key = (equation.name, equation.raw.outvars[0].aval.dtype, about, str(equation.params), operands.tobytes())
+    if key not in _REMEMBERED:
+        if len(_REMEMBERED) > 1 << 12:
+            _REMEMBERED.clear()
+        _REMEMBERED[key] = _answers(equation, operands)
+    return _REMEMBERED[key]
+
+
+def _answers(equation: Equation, operands: np.ndarray) -> np.ndarray:
     dtypes = [atom.aval.dtype for atom in equation.raw.invars]
     to = equation.raw.outvars[0].aval.dtype
-    if equation.name not in COMPUTED or not all(is_number(dtype) for dtype in (*dtypes, to)):
+    if not all(is_number(dtype) for dtype in (*dtypes, to)):
         return np.full(operands.shape[1], UNKNOWN)
-    rows, back = np.unique(operands, axis=1, return_inverse=True)
     slacks = [_slack(dtype) if equation.name in STEPS else 0.0 for dtype in dtypes]
-    given = [row.astype(dtype) for row, dtype in zip(rows, dtypes, strict=True)]
+    given = [row.astype(dtype) for row, dtype in zip(operands, dtypes, strict=True)]
     computed = evaluate(equation.raw, given, slacks)
     if computed is None:
         return np.full(operands.shape[1], BROKEN if jnp.issubdtype(to, np.floating) else UNKNOWN)
     numbers = computed.array.astype(np.float64) + 0.0  # no negative zeros
-    numbers = np.where(numbers.astype(to) == computed.array, numbers, np.where(np.isnan(numbers), BROKEN, UNKNOWN))
-    return numbers[back.ravel()]
+    return np.where(numbers.astype(to) == computed.array, numbers, np.where(np.isnan(numbers), BROKEN, UNKNOWN))
 
 
 def _slack(dtype: Any) -> float:
