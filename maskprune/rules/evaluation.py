@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -133,10 +134,15 @@ def _results(question: _Question) -> list[np.ndarray]:
         return found[0] if question.primitive.multiple_results else found
 
     def every(usual: Sequence[Any], moved: Sequence[Sequence[Any]]) -> list[Any]:
-        return [run(*usual), run(*map(jnp.asarray, question.operands)), *(run(*each) for each in moved)]
+        return [run(*usual), run(*question.operands), *(run(*each) for each in moved)]
 
-    with _undisturbed():
-        return [np.asarray(each) for each in jax.jit(every)(list(question.operands), _moved(question))]
+    def compute() -> list[np.ndarray]:
+        with _undisturbed():
+            return [np.asarray(each) for each in jax.jit(every)(list(question.operands), _moved(question))]
+
+    # In a thread of its own: there nothing is being traced, whatever is here.
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(compute).result()
 
 
 def _moved(question: _Question) -> list[list[np.ndarray]]:
@@ -161,13 +167,12 @@ def _move(question: _Question, number: int, signs: Sequence[Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """On the CPU, whatever is being traced around this and whatever the user's settings are."""
+    """On the CPU, whatever the user's settings are."""
     with contextlib.ExitStack() as stack:
         for setting in (jax.debug_nans, jax.debug_infs, jax.disable_jit):
             stack.enter_context(setting(False))
         stack.enter_context(jax.enable_x64(True))
         stack.enter_context(jax.transfer_guard("allow"))
-        stack.enter_context(jax.ensure_compile_time_eval())
         with contextlib.suppress(RuntimeError):  # a process may be told to do without the CPU
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         yield
