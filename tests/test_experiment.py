@@ -126,9 +126,7 @@ def test_a_run_compiles_few_programs(program, quick, tmp_path, caplog):
     with jax.log_compiles():
         program.main(dataclasses.replace(quick, out=tmp_path))
     compiled = [text for record in caplog.records if (text := record.getMessage()).startswith("Finished XLA comp")]
-    assert 5 < len(compiled) <= 25, "\n".join(
-        compiled
-    )  # 24 with JAX 0.10.2, two of them for constants; operation by operation 89
+    assert 5 < len(compiled) <= 25, "\n".join(compiled)  # 24 with JAX 0.10.2; one by one 89
 
 
 def test_starts_from_a_saved_network_without_training_it_first(program, finished, tmp_path):
