@@ -118,6 +118,7 @@ from maskprune.train import StepInfo as StepInfo
 from maskprune.train import TrainState as TrainState
 from maskprune.train import init_state as init_state
 from maskprune.train import make_train_step as make_train_step
+from maskprune.transfer import take_over as take_over
 
 
 try:

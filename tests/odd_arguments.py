@@ -103,6 +103,9 @@ def world():
         "kernel": jnp.ones((3, 3, 1, 2)),
         "folder": Path("folder"),
         "rows": [{"a": 1}],
+        "trained": params,
+        "fresh": params,
+        "new": "conv1/*",
     }
 
 

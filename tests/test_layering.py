@@ -34,6 +34,7 @@ FLOORS = {
         "sums",
         "wide",
         "statistics",
+        "transfer",
         "checkpoint",
     },
     2: {
