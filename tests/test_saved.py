@@ -75,7 +75,7 @@ def packed(header=HEADER, **changes) -> bytes:
     arrays |= {"header": None if header is None else np.array(json.dumps(header))}
     arrays |= {name.replace("_", "/"): array for name, array in changes.items()}
     file = io.BytesIO()
-    np.savez(file, allow_pickle=True, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
     return file.getvalue()
 
 

@@ -42,7 +42,7 @@ def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = 
     _check_arrays(arrays)
     header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": _plain(about or {})})
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, header=np.array(header), **arrays)
+    np.savez(content, header=np.array(header), **arrays)
     return replace_file(path, content.getvalue())
 
 
