@@ -38,7 +38,9 @@ def save(path: str | Path, params: Params, *, about: Mapping[str, Any] | None = 
         OSError: A file or folder cannot be read, or not be written.
     """
     check_layers(params)
-    arrays = {f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()}
+    arrays: dict[str, Any] = {
+        f"{layer}/{name}": np.asarray(a) for layer, leaves in params.items() for name, a in leaves.items()
+    }
     _check_arrays(arrays)
     header = json.dumps({"format": FORMAT, "layers": layer_names(len(params)), "about": _plain(about or {})})
     content = io.BytesIO()
