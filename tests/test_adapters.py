@@ -145,6 +145,7 @@ def numbers(module) -> dict:
     }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in REBUILT]
 )

@@ -81,6 +81,7 @@ def one_channel_off(params, name, factor):
     return {**params, name: params[name].at[4].multiply(factor)}
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("apply", FORMATS.values(), ids=FORMATS.keys())
 def test_equal_networks_are_never_refused_and_one_wrong_channel_always_is(apply):
     for seed in range(2):

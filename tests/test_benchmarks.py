@@ -46,6 +46,7 @@ def test_a_peer_of_less_precision_is_not_the_best(program):
     assert program("tables").best_peer(rows)["name"] == "a"
 
 
+@pytest.mark.rotating
 def test_train_step(run):
     found = run("train_step", "--sizes", 16, "--batch", 1, "--steps", 2, "--repeats", 1, "--optimizers", "adam")
     assert found.keys() == {*FACTS, "speedup_vs_best"}
@@ -75,6 +76,7 @@ def test_half_of_all_masks_are_disabled(program, widths):
     assert sum(int(flags.sum()) for flags in network.enabled.values()) == sum(widths) // 2
 
 
+@pytest.mark.rotating
 def test_population(run, capsys):
     sizes = ("--sizes", 16, "--members", 3, 10**9, "--at-once", 2, "--batch", 1)
     found = run("population", *sizes, "--steps", 2, "--repeats", 1, "--invariant")
@@ -88,6 +90,7 @@ def test_population(run, capsys):
     assert row["program_mb"] == pytest.approx(row["argument_mb"] + row["output_mb"] + row["temp_mb"])
 
 
+@pytest.mark.rotating
 def test_selector_time(run):
     small = ("--widths", 2, "--size", 16, "--batch", 1, "--sample", 2, "--calls", 1, "--repeats", 1)
     found = run("selector_time", *small, "--names", "taylor", "random")
@@ -116,6 +119,7 @@ def test_every_family_of_selectors_is_timed(program):
     assert {name.partition("-")[0] for name in known} == families
 
 
+@pytest.mark.rotating
 def test_memory(run):
     found = run("memory", "--sizes", 16, "--batch", 1, "--steps", 1, "--members")
     assert found.keys() == FACTS
@@ -125,6 +129,7 @@ def test_memory(run):
     assert 0 < row["temp_mb"] < row["program_mb"]
 
 
+@pytest.mark.rotating
 def test_trust(run):
     found = run("trust", "--sizes", 16, "--batch", 1, "--steps", 30, "--repeats", 1, "--optimizers", "adam")
     assert found.keys() == FACTS
@@ -134,6 +139,7 @@ def test_trust(run):
     assert len(repeated) == 2 and all(row["results"] == row["runs"] == 1 for row in repeated)
 
 
+@pytest.mark.rotating
 def test_soak(run, program):
     found = run("soak", "--hours", 0)
     assert found.keys() == {*FACTS, "growth"} and found["growth"] is None and len(found["rows"]) == 1
@@ -231,6 +237,7 @@ def test_earlier_runs_are_kept_and_the_same_ones_replaced(program, tmp_path):
     assert kept(path, [ran("quick", 0, 11.0)]) == [ran("replicas", 0, 16.0, searches=2)]
 
 
+@pytest.mark.rotating
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the peak is measured by a loop in C++")
 def test_roofline(run, program, monkeypatch):
     monkeypatch.setattr(program("roofline"), "peak_gflops", partial(program("roofline").peak_gflops, rounds=10))

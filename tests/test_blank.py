@@ -106,6 +106,7 @@ def selectors():
     }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", selectors())
 def test_selectors_that_see_blank_pictures_give_finite_numbers(name, key):
     """Of a network as drawn, and of one whose masks are all dead."""

@@ -36,6 +36,7 @@ def numbers(rng: np.random.Generator, *shape: int) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("way", WAYS)
 def test_agrees_with_the_sum_over_taps(rng, way, sides):
@@ -93,6 +94,7 @@ def test_forward_derivatives_are_those_of_xla(rng, way):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("way", [NATIVE, "blocked"])
 @pytest.mark.parametrize("relu", [False, True])
 def test_second_derivatives_are_those_of_xla(rng, way, relu):

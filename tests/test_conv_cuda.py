@@ -72,6 +72,7 @@ def expected_layer(x, kernel, bias, *, relu):
     return jax.vmap(one)(x, kernel, bias)
 
 
+@pytest.mark.rotating
 @pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ and its threads")
 @pytest.mark.parametrize(
     ("layer", "blocks"), [pytest.param(*each, marks=[pytest.mark.slow] * (each in LONG)) for each in CASES], ids=str

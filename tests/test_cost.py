@@ -171,6 +171,7 @@ def check_saving(apply, params, state, inputs, found, enabled, name, number):
     assert {measure: getattr(left, measure) for measure in MEASURES} == promised, f"{name}[{number}]"
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", ZOO)
 def test_savings_are_those_of_the_network_really_cut(name, rng, networks_as_they_are):
     net = BY_ID[name].build()

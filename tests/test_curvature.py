@@ -57,6 +57,7 @@ def moving_entries(network):
     return np.concatenate([np.ravel(mark) for mark in jax.tree.leaves(marks)])
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("form", [lambda network: network, held_and_gone], ids=["whole", "held"])
 def test_jacobian_and_hessian_are_the_dense_ones(form, network, batch):
     network = form(network)
@@ -68,6 +69,7 @@ def test_jacobian_and_hessian_are_the_dense_ones(form, network, batch):
     np.testing.assert_allclose(HESSIAN(network, batch), second * np.outer(moves, moves), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("examples", [None, 2, 5, 9])
 def test_gauss_newton_does_not_depend_on_how_many_examples_are_held(examples, network, batch):
     flat, rows = flatten(network), JACOBIAN(network, batch)
@@ -106,6 +108,7 @@ def test_gauss_newton_is_the_hessian_where_nothing_is_left_over(network, batch):
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.rotating
 def test_a_network_is_its_vector_and_what_is_held_stays(rng):
     for network in map(poison, awkward_forms(sample_network()).values()):
         flat, moves = flatten(network), trainable(network)

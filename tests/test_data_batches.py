@@ -74,6 +74,7 @@ def test_whole_pictures(split, key):
         assert np.isclose(whole, crop[None], atol=1e-7).all((1, 2, 3)).any()
 
 
+@pytest.mark.rotating
 def test_same_in_jit_scan_and_vmap(split, key):
     keys = jax.random.split(key, 3)
     one_by_one = np.stack([draw(k, split, batch=16, crop=7)[0] for k in keys])

@@ -89,6 +89,7 @@ def first_mask(group):
     return [] if any(word in group.name for word in ("#2", "value_proj", "cell")) or group.size == 1 else [0]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in REBUILT]
 )

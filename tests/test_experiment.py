@@ -14,12 +14,16 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from protocol import SelectorName
 from toys import edge_network, smooth_pictures
 
 import maskprune
 
 
 PROGRAM = Path(__file__).parents[1] / "experiments" / "minimize.py"
+# probe-long is probe, which trains, and longer.
+SELECTORS = [name for name in typing.get_args(SelectorName) if not name.startswith("probe")]
+SELECTORS.append(pytest.param("probe", marks=pytest.mark.rotating))
 
 
 def changed(config, **change):
@@ -143,6 +147,7 @@ def test_starts_from_a_saved_network_without_training_it_first(program, finished
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("local-mean", "otsu", "adaptive")]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("task", ["canny", "threshold", *SLOW])
 def test_every_task_runs(program, finished, tmp_path, task):
     out, _, config = finished
@@ -153,21 +158,25 @@ def test_every_task_runs(program, finished, tmp_path, task):
     assert result["task"] == task and 0 <= result["final_score"] <= 1
 
 
-def test_every_selector_has_a_name(program, finished):
-    import protocol
-
+@pytest.fixture(scope="module")
+def set_up(program, finished):
+    """What selectors are made of, and a network for them."""
     model, dataset = maskprune.models.fcn((3, 2)), program.load_data(finished[2].pictures)
     recipe = program.fill_in(finished[2].recipe, "quick", finished[2].pictures)
-    setup = program.set_up(dataset, model, recipe)
     network = maskprune.init_network(model.init(jax.random.key(0)), model.groups)
-    for name in typing.get_args(protocol.SelectorName):
-        selector = program.make_selector(name, setup)
-        made = selector if name == "probe" else functools.partial(jax.eval_shape, selector)  # their sums: test_select*
-        if name != "probe-long":  # the same, longer
-            scores = made(jax.random.key(1), network, setup.sample(name))
-            assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}, name
+    return program.set_up(dataset, model, recipe), network
 
 
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_has_a_name(program, set_up, name):
+    setup, network = set_up
+    selector = program.make_selector(name, setup)
+    made = selector if name == "probe" else functools.partial(jax.eval_shape, selector)  # their sums: test_select*
+    scores = made(jax.random.key(1), network, setup.sample(name))
+    assert {group: len(values) for group, values in scores.items()} == {"conv1": 3, "conv2": 2}
+
+
+@pytest.mark.rotating
 def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
     with np.load(pictures) as file:
         for number, picture in enumerate(file["pictures"]):
@@ -185,6 +194,7 @@ def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
     assert program.main(config)["metrics"]["final"]["r2"] > 0.9
 
 
+@pytest.mark.rotating
 def test_replicas_are_whole_searches_and_candidates_share_a_round(program, quick, tmp_path, capsys):
     config = dataclasses.replace(quick, out=tmp_path, replicas=2, candidates=2, racing=True, seed=7, quiet=False)
     smallest = program.main(config)

@@ -74,6 +74,7 @@ def test_a_program_takes_pictures_of_any_size(ending, tmp_path):
         np.testing.assert_allclose(program(x), apply(params, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.rotating
 def test_what_cannot_stay_free_is_said(ending, tmp_path):
     apply, params, state, x = small_unet()
     found = mp.export(apply, params, tmp_path / f"net{ending}", inputs=[x], model_state=state)
@@ -103,6 +104,7 @@ def test_several_inputs_and_outputs(ending, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.rotating
 def test_the_users_shapes_are_taken(ending, tmp_path):
     apply, params, _ = small_fcn()
     x = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
@@ -185,6 +187,7 @@ UNUSUAL = {
 }  # fmt: skip
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_onnx_covers(name, tmp_path):
     """One file each, at a free size, run at another size than it was written for."""

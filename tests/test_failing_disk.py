@@ -36,6 +36,7 @@ def fail(disk, folder, kind, stride):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("kind", ["once", "lasting"])
 def test_a_disk_that_fails_loses_nothing_that_was_safe(disk, tmp_path, kind):
     found = fail(disk, tmp_path, kind, stride=37 if kind == "once" else 53)

@@ -87,6 +87,7 @@ def read(function):
     return jaxpr, read_jaxpr(jaxpr, Labels(), [])
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_constants_are_what_the_compiled_function_gives(dtype):
     every = of_dtype(dtype)

@@ -63,6 +63,7 @@ def test_whatever_is_lost_the_layer_comes_back(lost):
     assert layer.kernel.shape == layer.kernel_shape == (3, inner, groups * outer)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("net", "lost", "groups"),
     [

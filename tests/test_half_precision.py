@@ -92,6 +92,7 @@ def network_of(name, size):
     return network, dataclasses.replace(network, params=jax.tree.map(lambda p: p.astype(jnp.float32), network.params))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1e-4, 0.05, 100.0])
 def test_scores_are_those_of_float32(name, size):
@@ -105,6 +106,7 @@ def test_scores_are_those_of_float32(name, size):
     assert len(set(np.asarray(half["magnitude 2"])[enabled])) == 5
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("size", [1e-4, 100.0])
 def test_repairs_are_those_of_float32_rounded_once(size):
     name = "float16"

@@ -120,6 +120,7 @@ def new_state(outputs, state):
     return next(part for part in parts if kinds(part) == kinds(state) and jax.tree.leaves(part)[0].shape[-1:] != (3,))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("apply", "state"), FUNCTIONS.values(), ids=FUNCTIONS.keys())
 def test_the_small_network_hands_on_what_is_left_of_the_state(apply, state):
     network, x = build(apply, state)

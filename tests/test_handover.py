@@ -48,6 +48,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("make", TOYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_next_steps_are_those_of_the_masked_network(make, name, rng):

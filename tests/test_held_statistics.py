@@ -219,6 +219,7 @@ def without_warnings():
 QUICK = ("haiku", "equinox batch", "nnx", "nnx own", "nnx shared", "linen first axis", "linen shared")
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
 def test_held_channels_keep_their_statistics_and_are_normalized_by_them(name):
     apply, params, state, run = NETWORKS[name]()

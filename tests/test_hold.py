@@ -74,6 +74,7 @@ def split_bits(state, moves):
     return np.concatenate(held), np.concatenate(free)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_contract(optimizer):
     traces = []
@@ -118,6 +119,7 @@ def test_negative_zero_keeps_its_sign():
     assert all(np.all(np.signbit(leaf)) for leaf in jax.tree.leaves(after.network.params["left"]))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("inner", [optax.identity(), optax.scale_by_adam()])
 def test_disabled_masks_train_as_the_reduced_problem(inner):
     """With a clipping norm far below the gradient's, the small network takes the same steps as the masked one."""

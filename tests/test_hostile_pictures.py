@@ -117,6 +117,7 @@ def network(tmp_path_factory):
     return mp.models.save(tmp_path_factory.mktemp("net") / "edges.npz", params)
 
 
+@pytest.mark.rotating
 def test_a_search_among_strangers(tmp_path, network):
     """The main program on a corpus to train with and names to judge by, in a folder whose name is no better."""
     root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/<img src=x onerror=alert(1)>[red]\x1b[2J\xff{{ 7 * 7 }}\"'"))

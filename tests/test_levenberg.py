@@ -126,6 +126,7 @@ def test_a_batch_that_is_no_number_ends_the_session():
     assert same_bits(after.network.params, state.network.params)
 
 
+@pytest.mark.rotating
 def test_sessions_and_populations_run_it(key):
     """Chunks make no difference, members are what they would be alone, and the landing works here too."""
     optimizer = optax.chain(levenberg(1.0), land_on_average(0.5))

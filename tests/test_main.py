@@ -63,6 +63,7 @@ def test_every_format_that_is_installed(network, tmp_path):
     assert {"network.stablehlo", "network.orbax"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -245,10 +245,12 @@ def cuts(folder, each):
             yield path.relative_to(folder), content[:length]
 
 
+@pytest.mark.rotating
 def test_altered_bytes_are_found_or_harmless(kept, tmp_path):
     damage(*kept, tmp_path, flips(kept[0], 60, seed=0))
 
 
+@pytest.mark.rotating
 def test_files_cut_short_are_found_or_harmless(kept, tmp_path):
     damage(*kept, tmp_path, cuts(kept[0], 1))
 

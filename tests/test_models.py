@@ -165,6 +165,7 @@ def flax_case(widths, kernel, **options):
     return model, away_from_zero(3, shapes_of(model))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     ("widths", "kernel", "options"),
     [((4,), (3, 1), {"inputs": 2}), ((2, 3, 2), (1, 3, 5, 3), {"outputs": 2})],

@@ -95,6 +95,7 @@ def leaves_where(network, flags):
     return [np.asarray(leaf)[np.broadcast_to(flag, leaf.shape)].tobytes() for leaf, flag in moved]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("optimizer", EVERY.values(), ids=EVERY.keys())
 def test_what_disabled_masks_store_changes_nothing(optimizer):
     step = make_train_step(loss, optimizer)

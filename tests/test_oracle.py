@@ -102,6 +102,7 @@ def test_paths_go_on_from_the_best(finished):
     assert len(ranked) == len(set(ranked)) == 2  # one of each set
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("share", [0.6])
 def test_an_interruption_changes_no_row(program, tiny, finished, tmp_path, share):
     shutil.copytree(finished / "beams", tmp_path / "beams")
@@ -112,6 +113,7 @@ def test_an_interruption_changes_no_row(program, tiny, finished, tmp_path, share
     assert rows_of(tmp_path) == rows_of(finished)
 
 
+@pytest.mark.rotating
 def test_more_may_be_asked_for_later_and_another_study_is_refused(program, tiny, finished, tmp_path):
     out = tmp_path / "more"
     shutil.copytree(finished, out)
@@ -135,6 +137,7 @@ def test_a_report_is_written(finished):
             assert float(row["smallest"]) <= float(row["one_at_a_time"] or "inf")
 
 
+@pytest.mark.rotating
 def test_cut_out_and_from_scratch(program, tiny, tmp_path):
     """The other form, only the smallest networks, and fresh starts of every shape."""
     config = dataclasses.replace(
@@ -163,6 +166,7 @@ def test_what_makes_no_sense_is_refused(program, tiny, tmp_path, change, complai
         program.main(dataclasses.replace(tiny(tmp_path), **change))
 
 
+@pytest.mark.rotating
 def test_searches_start_from_the_parents_and_go_on(finished, tmp_path):
     searches = importlib.import_module("searches")
     out = tmp_path / "searches"

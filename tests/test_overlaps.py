@@ -96,6 +96,7 @@ def some(groups, rng):
         yield {g.name: (rng.random(g.size) < 0.6) | (np.arange(g.size) == rng.integers(g.size)) for g in groups}
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("case", "sizes"), CASES.values(), ids=CASES.keys())
 def test_independent_places_are_masks_and_what_is_left_is_counted(case, sizes, rng):
     apply, params, inputs = build(case, rng)

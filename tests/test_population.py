@@ -76,6 +76,7 @@ def test_a_member_computes_what_it_would_alone():
     assert bits(unstack(found)[3].network.params) == bits(states[3].network.params)  # its rate was zero
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("make", [lambda: optax.adam(1e-2), maskprune.soap], ids=["adam", "soap"])
 def test_members_of_a_convolutional_network_agree_with_single_runs(make):
     model, optimizer = maskprune.models.fcn((3, 2), kernel=3), make()
@@ -89,6 +90,7 @@ def test_members_of_a_convolutional_network_agree_with_single_runs(make):
         close(each.network.params, alone.run(key, state, None, 3)[0].network.params, 1e-4)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 100])
 def test_groups_of_any_size_give_the_same(at_once):
     keys, states = members()
@@ -168,6 +170,7 @@ def test_a_watch_sees_every_chunk_and_may_end_it():
     assert after.step.tolist() == [20] * 3 and report.stopped == ("enough",) * 3 and report.finite.all()
 
 
+@pytest.mark.rotating
 def test_groups_fit_into_the_memory_there_is(monkeypatch):
     keys, states = members(8)
     whole, _ = TOGETHER.run(keys, stack(states), DATA, 12)
@@ -186,6 +189,7 @@ def test_groups_fit_into_the_memory_there_is(monkeypatch):
     assert new_population().run(keys, stack(states), DATA, 12)[1].at_once == 1
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("good", [0, 2])
 def test_memory_that_runs_out_halves_the_groups_and_loses_nothing(monkeypatch, good):
     keys, states = members(4)
@@ -206,6 +210,7 @@ def test_memory_that_runs_out_halves_the_groups_and_loses_nothing(monkeypatch, g
     assert report.at_once == 2 and calls[:good] == [4] * good and calls[-1] <= 2
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("words", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: broken"])
 @pytest.mark.parametrize("options", [{"at_once": 1}, {"invariant": True, "at_once": 3}, {}])
 def test_other_errors_and_a_group_that_cannot_be_halved_are_raised(monkeypatch, words, options):
@@ -285,6 +290,7 @@ def kind(way, at_once, name):
     return pytest.param(way, at_once, name, marks=marks)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("way", "at_once", "name"), [kind(*each, name) for each in WAYS for name in OPTIMIZERS])
 def test_an_invariant_member_is_the_same_in_any_company(way, at_once, name):
     """Bit for bit, for every number of members and every place among them; the others differ in all they can."""

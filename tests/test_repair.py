@@ -72,6 +72,7 @@ def held_bits(network, marks):
     return [np.asarray(leaf)[~np.broadcast_to(mark, leaf.shape)].view(np.uint32) for leaf, mark in pairs]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", REPAIRS)
 def test_contract(name, batch):
     remove = COMPILED[name]
@@ -109,6 +110,7 @@ def test_nothing_chosen_changes_nothing(name, batch):
         assert all(map(np.array_equal, bits(after.params), bits(network.params)))
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", ["bias", "merge", "least_squares", "second_order"])
 def test_many_removals_side_by_side_are_those_one_by_one(name, batch):
     network = forms()["all masks enabled"]

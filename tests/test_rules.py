@@ -200,6 +200,7 @@ def build(case, seed=0):
     return apply, params, integers(rng, inputs)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("case", "expected"), EXACT.values(), ids=EXACT.keys())
 def test_masks_and_exact_removal(case, expected, rng):
     apply, params, x = build(case)
@@ -232,6 +233,7 @@ def test_refusals_say_why_and_where(case, reason):
 DERIVED = ["custom jvp", "custom vjp", "remat", "scan", "cond", "elementwise", "fast norm", "gathered", "grouped"]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", DERIVED)
 def test_gradients_of_what_is_kept(name):
     """Also where the function brings its own derivative, which here is deliberately not the true one."""

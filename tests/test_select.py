@@ -99,6 +99,7 @@ WITH_DATA = {
 }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", PLAIN)
 def test_contract(name):
     check_selector(PLAIN[name])
@@ -110,6 +111,7 @@ def batch(rng):
     return jax.tree.map(lambda values: jnp.asarray(values, jnp.float32), made)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", WITH_DATA)
 def test_contract_with_data(name, batch):
     check_selector(WITH_DATA[name], batch=batch)

@@ -44,6 +44,7 @@ def wild(network, batch):
     return waves.T @ (0.05 * jnp.array([1.0, -1.0, 1.0, -1.0, 1.0, 1.0, -2.0])[:, None] * waves)
 
 
+@pytest.mark.rotating
 def test_contract_of_the_surgeon():
     check_selector(select.surgeon(wild), network=small())
 
@@ -52,6 +53,7 @@ def test_contract_of_the_surgeon_without_any_curvature():
     check_selector(select.surgeon(lambda network, batch: 0 * wild(network, batch)), network=small())
 
 
+@pytest.mark.rotating
 def test_contract_of_redundancy(pictures):
     check_selector(select.redundancy(activations), batch=pictures, network=small())
 

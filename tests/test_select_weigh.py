@@ -18,6 +18,7 @@ def nothing(enabled):
     return jax.tree.map(jnp.zeros_like, enabled)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "selector",
     [

@@ -92,6 +92,7 @@ def ledgers(out):
 RESUMED = [name if name in ("worth", "correlations") else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_study_goes_on_where_it_stopped(tiny, finished, name, tmp_path, monkeypatch):
     out, result, _ = finished(name)
@@ -111,6 +112,7 @@ def test_a_study_goes_on_where_it_stopped(tiny, finished, name, tmp_path, monkey
     assert (tmp_path / "report.html").read_bytes() == before
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", OWN)
 def test_a_page_with_its_tables_and_pictures_is_left(finished, name):
     out, _, config = finished(name)
@@ -316,6 +318,7 @@ def test_every_repair_is_measured_on_the_same_masks(tiny):
     assert len({row["masks"] for row in rows}) == 1 and len(masks) == 5 * int(rows[0]["masks"])
 
 
+@pytest.mark.rotating
 def test_the_reset_is_compared_mask_by_mask(tiny):
     program, config = tiny("reset")
     table = program.main(config)

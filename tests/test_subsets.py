@@ -41,6 +41,7 @@ def tried(key, jobs, train, **options):
     return [found for piece in subsets.train_each(key, jobs, **options) for found in piece]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("toy", TOYS)
 def test_every_subset_computes_the_same_cut_out_and_masked(toy):
     toy = toy()
@@ -72,6 +73,7 @@ def test_what_does_not_fit_is_refused(network, wrong):
         subsets.cut(network, wrong)
 
 
+@pytest.mark.rotating
 def test_cut_out_and_masked_train_alike_and_what_is_gone_does_not_matter(key, network, train):
     poisoned = jax.tree.map(jnp.asarray, network)
     poisoned.params["left"]["kernel"] = network.params["left"]["kernel"].at[:, 0].set(jnp.nan)

@@ -52,6 +52,7 @@ def test_a_covariance_over_two_million_rows():
 numbers = st.floats(-1e3, 1e3, width=32)
 
 
+@pytest.mark.rotating
 @given(values=st.lists(numbers, min_size=1, max_size=40), examples=st.integers(1, 45), big=numbers)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_parts_add_up_to_what_fsum_says(values, examples, big):

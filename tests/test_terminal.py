@@ -96,6 +96,7 @@ def test_an_output_that_was_closed_is_none(monkeypatch):
     sys.stdout.close()
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "command", [["experiments/minimize.py"], ["-m", "maskprune", "apply"], ["benchmarks/roofline.py"]]
 )

@@ -53,6 +53,7 @@ def test_the_same_key_gives_the_same_bits(key):
     assert np.array_equal(found[0][1].losses, found[1][1].losses)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_the_chunk_changes_nothing(key, chunk):
     one, other = (session.run(key, start(), TRUTH, 23) for session in (PLAIN, new_session(chunk=chunk)))
@@ -131,6 +132,7 @@ def breaking_session(chunk):
     return new_session(of=breaking, drawn=lambda k, data: (*draw(k, data[0]), data[1]), stateful=True, chunk=chunk)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("chunk", [1, 10, 100])
 @pytest.mark.parametrize("how", [0, 1, 2])
 def test_the_state_before_a_failure_is_kept(key, how, chunk):

@@ -57,6 +57,7 @@ def precision(name: str) -> tuple[bool, float]:
     return (False, 2e-5) if name in SINGLE else (True, 1e-12)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", marked(NAMES))
 def test_masked_is_compacted(name):
     double, tolerance = precision(name)
@@ -92,6 +93,7 @@ def check_float32(name, seeds):
 SOME = ["resnet18-nnx", "unet-plain", "vit-plain", "lstm_scan-plain", "vit-equinox", "separable-haiku"]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", SOME)
 def test_float32(name):
     check_float32(name, [2])
@@ -139,6 +141,7 @@ def check_gradients(name):
         check.check_gradients(case, check.index_set(3, case.groups), draw, 10 * tolerance)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(
     "name", ["cnn-equinox", "siamese-plain", "vit_fused_qkv-plain", "lstm-haiku", "custom_vjp_activation-plain"]
 )
@@ -160,6 +163,7 @@ def check_training(name):
         check.check_training(case, check.index_set(4, case.groups), check.wide(case.ordinary), 1e-10)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", ["residual-linen", "residual-nnx", "cnn-haiku", "preact_resnet-plain"])
 def test_batch_norm_in_training(name):
     check_training(name)
@@ -171,6 +175,7 @@ def test_batch_norm_in_training_everywhere(name):
     check_training(name)
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", ["cnn-linen", "mlp-equinox", "gated_cnn-linen"])
 def test_adam(name):
     case = check.load(name)
@@ -206,6 +211,7 @@ SIZES = {  # id: shapes of other inputs, larger and smaller
 }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("name", SIZES)
 def test_other_sizes(name, rng):
     case = check.load(name)
