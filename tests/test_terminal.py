@@ -115,13 +115,14 @@ def test_help_is_written_in_ascii_and_may_be_cut_short(command):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 def test_a_connection_that_is_lost_stops_in_good_order(monkeypatch):
-    with Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupt.asked and interrupt.code == 129
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGHUP)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as below `nohup`
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupt.asked and interrupt.code == 129
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as below `nohup`
         with Interrupt() as interrupt:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not interrupt.asked and interrupt.code == 0
