@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import maskprune
-from maskprune._terminal import outputs as outputs
+from maskprune.report.terminal import outputs as outputs
 
 
 MB = 1e6

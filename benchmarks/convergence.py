@@ -42,21 +42,25 @@ class Recipe(NamedTuple):
 
 
 def soap_with(schedule: Any, rate: float = 2e-2, *, b2: float = 0.99) -> optax.GradientTransformation:
-    return optax.chain(maskprune.scale_by_soap(b2=b2), maskprune.scale_by_progress(schedule), optax.scale(-rate))
+    return optax.chain(
+        maskprune.optim.scale_by_soap(b2=b2), maskprune.optim.scale_by_progress(schedule), optax.scale(-rate)
+    )
 
 
 def recipes() -> dict[str, Recipe]:
-    cosine, average = maskprune.cosine, maskprune.land_on_average
-    adam = optax.chain(optax.scale_by_adam(), maskprune.scale_by_progress(cosine), optax.scale(-5e-3))
+    cosine, average = maskprune.optim.cosine, maskprune.optim.land_on_average
+    adam = optax.chain(optax.scale_by_adam(), maskprune.optim.scale_by_progress(cosine), optax.scale(-5e-3))
     return {
-        "soap": Recipe(maskprune.soap()),
+        "soap": Recipe(maskprune.optim.soap()),
         "adam": Recipe(adam),
-        "soap, restarts": Recipe(soap_with(maskprune.restarts(3))),
-        "soap, larger batches late": Recipe(maskprune.accumulate(maskprune.soap(), maskprune.doubling())),
+        "soap, restarts": Recipe(soap_with(maskprune.optim.restarts(3))),
+        "soap, larger batches late": Recipe(
+            maskprune.optim.accumulate(maskprune.optim.soap(), maskprune.optim.doubling())
+        ),
         "soap, b2 0.95": Recipe(soap_with(cosine, b2=0.95)),
-        "soap, averaged": Recipe(optax.chain(soap_with(maskprune.level, 1e-2), average(0.75))),
-        "soap_averaged (b2 0.95)": Recipe(maskprune.soap_averaged()),
-        "levenberg": Recipe(optax.chain(maskprune.levenberg(), average(0.5)), LARGE, second_order=True),
+        "soap, averaged": Recipe(optax.chain(soap_with(maskprune.optim.level, 1e-2), average(0.75))),
+        "soap_averaged (b2 0.95)": Recipe(maskprune.optim.soap_averaged()),
+        "levenberg": Recipe(optax.chain(maskprune.optim.levenberg(), average(0.5)), LARGE, second_order=True),
     }
 
 
@@ -70,7 +74,7 @@ class Runner(NamedTuple):
 def runner(widths: Sequence[int], dataset: Any, recipe: Recipe) -> Runner:
     model = maskprune.models.fcn(widths)
     task = maskprune.picture_task(model.apply, dataset, **recipe.crops)
-    make = maskprune.make_levenberg_step if recipe.second_order else maskprune.make_train_step
+    make = maskprune.optim.make_levenberg_step if recipe.second_order else maskprune.make_train_step
     step = make(task.residuals if recipe.second_order else task.loss, recipe.optimizer)
     session = maskprune.make_session(step, task.draw, chunk=CHUNK)
 
@@ -89,7 +93,7 @@ def runner(widths: Sequence[int], dataset: Any, recipe: Recipe) -> Runner:
 def scratch(widths: Sequence[int], dataset: Any, seed: int, *, steps: int, attempts: int = 16) -> Any:
     """Parameters of the first draw that is not blind after so many steps: as they were drawn."""
     model = maskprune.models.fcn(widths)
-    optimizer, task = maskprune.soap(), maskprune.picture_task(model.apply, dataset, **CROPS)
+    optimizer, task = maskprune.optim.soap(), maskprune.picture_task(model.apply, dataset, **CROPS)
     session = maskprune.make_session(maskprune.make_train_step(task.loss, optimizer), task.draw, chunk=CHUNK)
     for attempt in range(attempts):
         draw, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), attempt))
@@ -103,7 +107,7 @@ def scratch(widths: Sequence[int], dataset: Any, seed: int, *, steps: int, attem
 def continued(widths: Sequence[int], dataset: Any, seed: int, *, steps: int) -> Any:
     """Parameters after a cut: trained with one mask more in the first layer, without the mask that cosine names."""
     wider = (widths[0] + 1, *widths[1:])
-    found, name = runner(wider, dataset, Recipe(maskprune.soap())), maskprune.models.fcn(wider).groups.names[0]
+    found, name = runner(wider, dataset, Recipe(maskprune.optim.soap())), maskprune.models.fcn(wider).groups.names[0]
     params = scratch(wider, dataset, seed, steps=steps)
     network = found.run(jax.random.fold_in(jax.random.key(seed), 1), params, steps)[0].network
     scores = select.cosine("max")(jax.random.key(0), network, None)[name]

@@ -94,7 +94,7 @@ def train(model: nn.Module, data: Part, epochs: int, *, seed: tuple[int, ...]) -
         for number in range(count):
             rows = order[number * BATCH : (number + 1) * BATCH]
             done = (epoch * count + number) / (epochs * count)
-            for group in optimizer.param_groups:  # `maskprune.cosine`
+            for group in optimizer.param_groups:  # `maskprune.optim.cosine`
                 group["lr"] = RATE * min(done / 0.02, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
             optimizer.zero_grad()
             functional.cross_entropy(model(data[0][rows]), data[1][rows]).backward()

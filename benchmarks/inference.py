@@ -17,7 +17,7 @@ import jax
 from common import Row, Variant, calls, measure, outputs, title, write
 
 import maskprune
-from maskprune.models.fcn import multiply_adds
+from maskprune.tasks.models.fcn import multiply_adds
 
 
 FORMS = ("full", "masked", "compacted")

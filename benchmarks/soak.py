@@ -16,7 +16,6 @@ import ctypes
 import dataclasses
 import gc
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +25,6 @@ import numpy as np
 from common import MB, Row, outputs, write
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 WARM_UP = 0.2  # share of the time after which memory counts
 
 
@@ -40,12 +38,12 @@ def resident_mb() -> float:
 
 def once(folder: Path, seed: int) -> None:
     """A whole small run."""
-    import minimize
+    from maskprune.app import minimizing, protocol
 
-    recipe = minimize.Recipe(crop=32, batch=4, first_steps=200, steps=50, final_steps=50)
-    config = minimize.Config(minimize.Pictures(size=64), out=folder, recipe=recipe, seed=seed, widths=(3, 3))
+    recipe = protocol.Recipe(crop=32, batch=4, first_steps=200, steps=50, final_steps=50)
+    config = minimizing.Config(protocol.Pictures(size=64), out=folder, recipe=recipe, seed=seed, widths=(3, 3))
     try:
-        minimize.main(dataclasses.replace(config, max_rounds=4, quiet=True))
+        minimizing.main(dataclasses.replace(config, max_rounds=4, quiet=True))
     except SystemExit as error:  # no start learned: as good a run as any other here
         print(error)
     jax.clear_caches()

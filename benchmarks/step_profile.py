@@ -23,7 +23,7 @@ import jax
 from common import Row, outputs, problem, said, write
 
 import maskprune
-from maskprune import session
+from maskprune.train import session
 
 
 POOL = 16  # pictures that batches are drawn from

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from peers_train_step import is_peer
 
-from maskprune._terminal import outputs
+from maskprune.report.terminal import outputs
 
 
 HERE = Path(__file__).parent

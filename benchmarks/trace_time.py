@@ -26,7 +26,7 @@ import numpy as np
 from architectures import ARCHITECTURES, build
 
 import maskprune
-from maskprune._terminal import outputs
+from maskprune.report.terminal import outputs
 
 
 Sample = dict[str, Any]

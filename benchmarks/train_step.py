@@ -42,7 +42,7 @@ def ours(name: str, size: int, batch: int, steps: int, *, way: str, optimizer: A
 def all_of_ours(size: int, batch: int, steps: int, names: Sequence[str]) -> list[Variant]:
     """The default way of convolution first, XLA's own last."""
     make = partial(ours, size=size, batch=batch, steps=steps)
-    optimizers = {"adam": optax.adam(1e-3), "soap": maskprune.soap()}
+    optimizers = {"adam": optax.adam(1e-3), "soap": maskprune.optim.soap()}
     first = default_way()
     found = [make(f"maskprune, {first} convolution, {name}", way=first, optimizer=optimizers[name]) for name in names]
     for way, name in (("blocked", "maskprune, blocked convolution, adam"), ("xla", "XLA convolution, adam")):

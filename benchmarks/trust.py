@@ -28,12 +28,11 @@ import optax
 from common import CHUNK, Row, outputs, problem, said, write
 
 import maskprune
-from maskprune.memory import Memory
-from maskprune.places import digest
+from maskprune.minimizer.answers import Memory
+from maskprune.minimizer.progress import digest
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-OPTIMIZERS = {"adam": lambda: optax.adam(1e-3), "soap": lambda: maskprune.soap(1e-2)}
+OPTIMIZERS = {"adam": lambda: optax.adam(1e-3), "soap": lambda: maskprune.optim.soap(1e-2)}
 WAYS = {"nothing is saved": None, "every second": 1.0, "after every chunk": 0.0}
 
 
@@ -84,7 +83,7 @@ def look(size: int, batch: int, steps: int, optimizer: str) -> Row:
 
 
 def apart(size: int, batch: int, steps: int, optimizer: str, *, deterministic: bool) -> Row:
-    from runs import exact_flags
+    from maskprune.app.runs import exact_flags
 
     flags = exact_flags() if deterministic else os.environ.get("XLA_FLAGS", "")
     words = [str(each) for each in (size, batch, steps)]

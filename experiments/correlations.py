@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
 import tyro
-from options import Problem, several, whole
-from protocol import SelectorName, make_selector
-from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
-from terminal import outputs
+
+from maskprune.app.options import Problem, several, whole
+from maskprune.app.protocol import SelectorName
+from maskprune.app.setup import make_selector
+from maskprune.app.studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
+from maskprune.report.terminal import outputs
 
 
 LOOKS = (0.6, 0.7, 0.8, 0.9, 1.0)  # of the session, at which children are scored: its second half
@@ -103,7 +105,7 @@ def flat(rows: Sequence[Row]) -> list[Row]:
 
 def table(masks: Sequence[Row], names: Sequence[str], *, inside: bool) -> list[Row]:
     """Pearson, Kendall and Spearman of every selector with both outcomes; p values of one method adjusted together."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     networks = [mask["network"] for mask in masks]
     way = statistics.within if inside else lambda x, y, c, m: statistics.correlation(x, y, m, clusters=c)
@@ -125,7 +127,7 @@ def ceiling(masks: Sequence[Row], replicates: int) -> Any:
     The square root of the reliability of the mean of the replicates (Spearman 1904), from the correlation of single
     ones (Spearman's, averaged over pairs on Fisher's z scale) by the formula of Spearman and Brown.
     """
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     def of(networks: Sequence[Sequence[Row]]) -> float:
         found = []
@@ -144,7 +146,7 @@ def halves(masks: Sequence[Row], replicates: int) -> float:
     """How well the mean of half of the replicates agrees with that of the other half, over all ways to halve them."""
     import numpy as np
 
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     found, networks = [], [mask["network"] for mask in masks]
     every = np.array([[mask[f"best_{number}"] for number in range(1, replicates + 1)] for mask in masks])
@@ -156,7 +158,7 @@ def halves(masks: Sequence[Row], replicates: int) -> float:
 
 
 def tables(masks: Sequence[Row], names: Sequence[str], limit: Any) -> list[Any]:
-    from maskprune.study import Table
+    from maskprune.lab.study_page import Table
 
     inside = table(masks, names, inside=True)
     for row in inside:
@@ -187,8 +189,8 @@ def tables(masks: Sequence[Row], names: Sequence[str], limit: Any) -> list[Any]:
 
 
 def pictures(masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[Any]:
-    from maskprune import plots
-    from maskprune.study import Picture
+    from maskprune.lab.study_page import Picture
+    from maskprune.report import plots
 
     of = lambda outcome: {row["selector"]: row["spearman"] for row in inside if row["outcome"] == outcome}
     drop, best = of("drop"), of("best")
@@ -226,8 +228,8 @@ def pictures(masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[An
 def ask(study: Study, config: Config) -> list[Row]:
     """Runs the study and writes its page. Returns one row a mask."""
 
-    from maskprune.record import write_csv
-    from maskprune.study import Section
+    from maskprune.app.record import write_csv
+    from maskprune.lab.study_page import Section
 
     names = list(config.selectors)
     selectors = {name: make_selector(name, study.setup) for name in names}
@@ -255,7 +257,7 @@ def ask(study: Study, config: Config) -> list[Row]:
 
 
 def answers(replicates: int, masks: Sequence[Row], inside: Sequence[Row], limit: Any) -> list[str]:
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     networks, drops = [mask["network"] for mask in masks], [mask["drop"] for mask in masks]
     lines = [f"{len(set(networks))} networks with {len(masks)} masks."]

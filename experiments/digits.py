@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from options import Problem, output, positive, refuse, several, share, whole
-from protocol import in_a_sentence
-from runs import going_on
-from terminal import outputs
 
 import maskprune as mp
 from maskprune import linen, select
+from maskprune.app.options import Problem, output, positive, refuse, several, share, whole
+from maskprune.app.protocol import in_a_sentence
+from maskprune.app.runs import going_on
+from maskprune.report.terminal import outputs
 
 
 Method = Literal["taylor", "magnitude", "uniform", "random", "none"]
@@ -204,7 +204,9 @@ def build(config: Config, data: dict[str, Part]) -> Full:
     train_apply = linen.training(module, settings={"train": True})
     groups = mp.trace(apply, params, picture, model_state=model_state)
     found = mp.cost(apply, params, picture, model_state=model_state, groups=groups)
-    optimizer = optax.chain(optax.adamw(config.learning_rate, weight_decay=1e-2), mp.scale_by_progress(mp.cosine))
+    optimizer = optax.chain(
+        optax.adamw(config.learning_rate, weight_decay=1e-2), mp.optim.scale_by_progress(mp.optim.cosine)
+    )
     step = jax.jit(mp.make_train_step(make_loss(train_apply), optimizer, stateful=True))
     return Full(variables, jax.jit(apply), train_apply, groups, found, optimizer, step)
 

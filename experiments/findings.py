@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tyro
-from terminal import outputs
 
-from maskprune.files import replace_file
+from maskprune.base.files import replace_file
+from maskprune.report.terminal import outputs
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "findings.md"

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from options import Problem, share
-from protocol import make_selector
-from studies import Options, Row, Study, from_scratch, result_of, run, search
-from terminal import outputs
+
+from maskprune.app.options import Problem, share
+from maskprune.app.setup import make_selector
+from maskprune.app.studies import Options, Row, Study, from_scratch, result_of, run, search
+from maskprune.report.terminal import outputs
 
 
 SIZES = {
@@ -97,7 +98,7 @@ def choices(row: Row, threshold: float) -> dict[str, Row]:
 
 def comparison(rows: Sequence[Row], threshold: float) -> list[Row]:
     """Medians over seeds of each way; the last row is the best of as many searches as one full grid costs."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     every = [choices(row, threshold) for row in rows]
     words = {
@@ -143,7 +144,7 @@ def spelled(found: Sequence[Row]) -> str:
 
 def cells_table(rows: Sequence[Row]) -> list[Row]:
     """Every size: median and best score of both grids, and how many starts learned."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     table = []
     for at, cell in enumerate(rows[0]["full"]):
@@ -162,8 +163,8 @@ def picture(rows: Sequence[Row], threshold: float) -> list[Any]:
     """The lattice of scores; nothing to draw unless there are two prunable layers."""
     import numpy as np
 
-    from maskprune import plots
-    from maskprune.study import Picture
+    from maskprune.lab.study_page import Picture
+    from maskprune.report import plots
 
     most = rows[0]["full"][-1]["widths"]
     if len(most) != 2:
@@ -187,7 +188,7 @@ def picture(rows: Sequence[Row], threshold: float) -> list[Any]:
 
 def ask(study: Study, config: Config) -> list[Row]:
     """Runs the study and writes its page. Returns what each way handed back."""
-    from maskprune.study import Section, Table
+    from maskprune.lab.study_page import Section, Table
 
     rows = study.rows(functools.partial(ask_seed, study, config.threshold))
     table = comparison(rows, config.threshold)

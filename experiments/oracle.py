@@ -16,19 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
-from options import Problem, existing, network, output, refuse, seeds, several, share, whole
-from protocol import (
-    Pictures,
-    Recipe,
-    SelectorName,
-    fill_in,
-    in_a_sentence,
-    load_data,
-    problems_of,
-    set_up,
-)
-from runs import going_on
-from terminal import outputs
+
+from maskprune.app.options import Problem, existing, network, output, refuse, seeds, several, share, whole
+from maskprune.app.protocol import Pictures, Recipe, SelectorName, fill_in, in_a_sentence, problems_of
+from maskprune.app.runs import going_on
+from maskprune.app.setup import load_data, set_up
+from maskprune.report.terminal import outputs
 
 
 Kind = Literal["ablation", "one-shot", "equal", "path", "scratch"]
@@ -165,7 +158,7 @@ def run(config: Config, recipe: Recipe, out: Path, show: Any) -> None:
 
 def main(config: Config) -> Path:
     """Carries out a study, or goes on with it, and writes its report. Returns the page."""
-    from maskprune.display import Display
+    from maskprune.report.display import Display
 
     with Display(quiet=config.quiet) as show:
         if config.report:

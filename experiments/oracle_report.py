@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import maskprune
-from maskprune import alive, record, regret, replay, statistics
-from maskprune.files import replace_file
+from maskprune import record
+from maskprune.base.files import replace_file
+from maskprune.lab import mask_sets, regret, statistics, table_search
 
 
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ def write(studies: Sequence[Path], folder: Path, thresholds: Sequence[float]) ->
     sizes = about["config"]["widths"]
     truths = [truth for kind in ("ablation", *TRAINED, "path") for truth in truths_of(rows, kind)]
     # Only a table of all sub-networks can be searched.
-    whole = [each for each in truths if len(each.table.scores) == len(alive.every(sizes)) and each.kind in TRAINED]
+    whole = [each for each in truths if len(each.table.scores) == len(mask_sets.every(sizes)) and each.kind in TRAINED]
     tables = {
         "smallest": smallest_rows(truths, thresholds),
         "shapes": shape_rows(truths, rows),
@@ -110,13 +111,13 @@ def smallest_rows(truths: Sequence[Truth], thresholds: Sequence[float]) -> list[
         for threshold in thresholds:
             required = threshold * reference
             fewest = regret.smallest(table, required)
-            if fewest == alive.count(table.whole) and fewest - 1 not in regret.front(table.scores):
+            if fewest == mask_sets.count(table.whole) and fewest - 1 not in regret.front(table.scores):
                 continue  # the study was kept to small ones, none of which will do
-            fit = [each for each in regret.feasible(table, required) if alive.count(each) == fewest]
+            fit = [each for each in regret.feasible(table, required) if mask_sets.count(each) == fewest]
             row = {"kind": kind, "parent": parent, "threshold": threshold, "reference": reference, "smallest": fewest}
             row |= {"best_of_that_size": max(fit, key=lambda each: table[each], default=""), "how_many": len(fit)}
             row |= {"least_multiply_adds": regret.cheapest(table, required)}
-            if len(table.scores) == len(alive.every([len(side) for side in table.whole.split(" ")])):
+            if len(table.scores) == len(mask_sets.every([len(side) for side in table.whole.split(" ")])):
                 reach, greedy = regret.reachable(table, required), regret.greedy_size(table, required)
                 row |= {"one_at_a_time": reach, "gap": reach - fewest, "greedy": greedy, "greedy_gap": greedy - fewest}
             found.append(row)
@@ -129,7 +130,7 @@ def shape_rows(truths: Sequence[Truth], rows: Sequence[Row]) -> list[Row]:
     for kind, _, table, reference, _ in truths:
         best: dict[tuple[int, ...], float] = {}
         for each in table.scores:
-            best[alive.shape(each)] = max(table[each], best.get(alive.shape(each), -math.inf))
+            best[mask_sets.shape(each)] = max(table[each], best.get(mask_sets.shape(each), -math.inf))
         for shape, score in best.items():
             found.setdefault((kind, shape), []).append(score / reference)
     scale = np.mean([row["score"] for row in rows if row["kind"] == "parent"])
@@ -149,15 +150,15 @@ def shape_rows(truths: Sequence[Truth], rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def strategies(rows: Sequence[Row], truth: Truth) -> dict[str, list[replay.Policy]]:
+def strategies(rows: Sequence[Row], truth: Truth) -> dict[str, list[table_search.Policy]]:
     """Orders of removal by name, several where chance decides."""
     own = [row for row in rows if row["parent"] == truth.parent]
-    named = {row["selector"]: [replay.by_scores(row["scores"])] for row in own if row["kind"] == "selector"}
-    found = {"random": [replay.shuffled(seed) for seed in range(RANDOM)], "sequential": [replay.sequential]}
+    named = {row["selector"]: [table_search.by_scores(row["scores"])] for row in own if row["kind"] == "selector"}
+    found = {"random": [table_search.shuffled(seed) for seed in range(RANDOM)], "sequential": [table_search.sequential]}
     ablation = truths_of(own, "ablation")
     if ablation and ablation[0].table.scores.keys() == truth.table.scores.keys():
-        found["ablation"] = [replay.best_first(ablation[0].table)]
-    found["oracle greedy"] = [replay.best_first(truth.table)]
+        found["ablation"] = [table_search.best_first(ablation[0].table)]
+    found["oracle greedy"] = [table_search.best_first(truth.table)]
     return found | {name: policies for name, policies in named.items() if name not in found}
 
 
@@ -186,16 +187,18 @@ def replayed_rows(truths: Sequence[Truth], rows: Sequence[Row], thresholds: Sequ
     return found
 
 
-def measured(truth: Truth, policies: Sequence[replay.Policy], threshold: float) -> list[float]:
+def measured(truth: Truth, policies: Sequence[table_search.Policy], threshold: float) -> list[float]:
     """Size regret, whether it is 0, cost regret, score regret, violation and regret while running."""
     _, _, table, reference, steps = truth
     required, fewest, whole = threshold * reference, regret.smallest(table, threshold * reference), table.whole
-    horizon = steps * 2.0 * alive.count(whole)
+    horizon = steps * 2.0 * mask_sets.count(whole)
     every = []
     for policy in policies:
-        trials = replay.replay(policy, table, maskprune.Rules(threshold=threshold), reference=reference, steps=steps)
-        lost = regret.regret(table, replay.found(trials, whole), required)
-        area = regret.anytime(replay.course(trials, whole), fewest, horizon=horizon).area
+        trials = table_search.replay(
+            policy, table, maskprune.Rules(threshold=threshold), reference=reference, steps=steps
+        )
+        lost = regret.regret(table, table_search.found(trials, whole), required)
+        area = regret.anytime(table_search.course(trials, whole), fewest, horizon=horizon).area
         every.append([lost.size, float(lost.size == 0), lost.cost, lost.score, float(lost.violation), area])
     return np.mean(every, axis=0).tolist()
 
@@ -216,17 +219,17 @@ def step_rows(truths: Sequence[Truth], rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def walk(table: regret.Table, policy: replay.Policy) -> list[regret.StepQuality]:
+def walk(table: regret.Table, policy: table_search.Policy) -> list[regret.StepQuality]:
     """The quality of every choice from the whole network to the smallest."""
     held, found = table.whole, []
-    while alive.removable(held):
+    while mask_sets.removable(held):
         mask = policy(held)[0]
         found.append(regret.step_quality(table, held, mask))
-        held = alive.without(held, mask)
+        held = mask_sets.without(held, mask)
     return found
 
 
-def ranked(table: regret.Table, policy: replay.Policy) -> regret.Agreement:
+def ranked(table: regret.Table, policy: table_search.Policy) -> regret.Agreement:
     """Rank correlation of the first order with what each single removal leads to: 1 if the best one goes first."""
     order, children = list(policy(table.whole)), table.children(table.whole)
     return regret.agreement([-order.index(mask) for mask in children], [table[child] for child in children.values()])
@@ -296,7 +299,7 @@ def fronts(truths: Sequence[Truth]) -> Figure:
         axes.set_title(kind, color=INK)
         for number, (_, parent, table, reference, _) in enumerate(of_kind(truths, kind)):
             colour, best = COLOURS[number % len(COLOURS)], regret.front(table.scores)
-            values = np.array([[alive.count(each), table[each] / reference] for each in table.scores])
+            values = np.array([[mask_sets.count(each), table[each] / reference] for each in table.scores])
             shift = 0.3 * (np.random.default_rng(0).random(len(values)) - 0.5)
             axes.plot(values[:, 0] + shift, values[:, 1], ".", color=colour, markersize=2, alpha=0.4)
             axes.plot(list(best), [score / reference for score in best.values()], color=colour, label=f"seed {parent}")

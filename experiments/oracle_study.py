@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from protocol import Setup, make_selector
+from maskprune.app.setup import Setup, make_selector
 
 
 CHUNK = 500  # steps of a dispatch at most
@@ -40,9 +40,9 @@ class Study:
 
     @functools.cached_property
     def whole(self) -> str:
-        from maskprune import alive
+        from maskprune.lab import mask_sets
 
-        return alive.full(self.sizes)
+        return mask_sets.full(self.sizes)
 
     @functools.cached_property
     def train(self) -> Any:
@@ -70,9 +70,9 @@ class Study:
         import maskprune
 
         if not self.masked:
-            return maskprune.init_network(params, self.model(maskprune.alive.shape(alive)).groups)
+            return maskprune.init_network(params, self.model(maskprune.lab.mask_sets.shape(alive)).groups)
         whole = maskprune.init_network(params, self.setup.model.groups)
-        return maskprune.subsets.cut(whole, alive, masked=True)
+        return maskprune.lab.subnetworks.cut(whole, alive, masked=True)
 
     @functools.cache  # noqa: B019  (a study lives as long as the program)
     def selector(self, name: str) -> Any:
@@ -80,13 +80,13 @@ class Study:
         return make_selector(name, self.setup)
 
     def try_all(self, key: Any, jobs: list[Any], steps: Any, label: str) -> Iterator[list[Any]]:
-        from maskprune import subsets
+        from maskprune.lab import subnetworks
 
         if not jobs:
             return
         began, judged, done = time.perf_counter(), self.clock["evaluation"], 0
         self.show.start(label, len(jobs))
-        for piece in subsets.train_each(
+        for piece in subnetworks.train_each(
             key,
             jobs,
             train=self.train,
@@ -107,9 +107,9 @@ class Study:
 
     def row(self, found: Any, *, parent: int, kind: str, replicate: int = 0, **more: Any) -> dict[str, Any]:
         """A row of the ledger, from a `Tried`."""
-        from maskprune import alive
+        from maskprune.lab import mask_sets
 
-        shape = alive.shape(found.alive)
+        shape = mask_sets.shape(found.alive)
         return {
             "parent": parent,
             "kind": kind,
@@ -185,13 +185,13 @@ def try_subsets(study: Study, seed: int, network: Any, kind: str, replicate: int
     """All sub-networks of a parent: not trained, in one session, or in one for every mask removed."""
     import jax
 
-    from maskprune import alive, subsets
+    from maskprune.lab import mask_sets, subnetworks
 
-    wanted = alive.every(study.sizes, most=study.config.max_size)
+    wanted = mask_sets.every(study.sizes, most=study.config.max_size)
     todo = study.missing(wanted, parent=seed, kind=kind, replicate=replicate)
     masked = study.masked or kind == "ablation"  # untrained, it is not worth a program for every shape
-    jobs = [(each, functools.partial(subsets.cut, network, each, masked=masked)) for each in todo]
-    gone = lambda each: sum(study.sizes) - alive.count(each)
+    jobs = [(each, functools.partial(subnetworks.cut, network, each, masked=masked)) for each in todo]
+    gone = lambda each: sum(study.sizes) - mask_sets.count(each)
     steps = {"ablation": 0, "one-shot": study.steps, "equal": lambda each: study.steps * gone(each)}[kind]
     key = jax.random.fold_in(keys_of(seed)[1], replicate)
     for piece in study.try_all(key, jobs, steps, f"seed {seed}, {kind}, order {replicate}"):
@@ -203,7 +203,7 @@ def try_paths(study: Study, seed: int, network: Any, replicate: int) -> None:
     import jax
 
     import maskprune
-    from maskprune import alive, subsets
+    from maskprune.lab import mask_sets, subnetworks
 
     key, kind = jax.random.fold_in(keys_of(seed)[1], replicate), {"parent": seed, "kind": "path"}
     beam = [(study.whole, network)]
@@ -212,12 +212,14 @@ def try_paths(study: Study, seed: int, network: Any, replicate: int) -> None:
     for size in range(sum(study.sizes) - 1, len(study.sizes) - 1, -1):
         if not study.ledger.find(**kind, replicate=replicate, masks=size, last=True):
             steps = [
-                (before, alive.without(before, mask), net) for before, net in beam for mask in alive.removable(before)
+                (before, mask_sets.without(before, mask), net)
+                for before, net in beam
+                for mask in mask_sets.removable(before)
             ]
-            steps.sort(key=lambda step: (alive.shape(step[1]), step[1]))
+            steps.sort(key=lambda step: (mask_sets.shape(step[1]), step[1]))
             of = lambda before: None if study.masked else before
             jobs = [
-                (after, functools.partial(subsets.cut, net, after, of=of(before), masked=study.masked))
+                (after, functools.partial(subnetworks.cut, net, after, of=of(before), masked=study.masked))
                 for before, after, net in steps
             ]
             pieces = study.try_all(key, jobs, study.steps, f"seed {seed}, path, {size} masks")
@@ -258,19 +260,24 @@ def try_scratch(study: Study, draw: int) -> None:
     import jax
 
     import maskprune
-    from maskprune import alive
+    from maskprune.lab import mask_sets
 
     start_key, work_key = keys_of(draw)
-    wanted = [alive.first(study.sizes, shape) for shape in alive.shapes(study.sizes, most=study.config.max_size)]
+    wanted = [
+        mask_sets.first(study.sizes, shape) for shape in mask_sets.shapes(study.sizes, most=study.config.max_size)
+    ]
     todo = study.missing(wanted, parent=draw, kind="scratch")
 
     def fresh(each: str) -> Any:
-        model = study.model(alive.shape(each))
+        model = study.model(mask_sets.shape(each))
         return maskprune.init_network(model.init(start_key), model.groups)
 
-    first, matched = study.setup.recipe.first_steps, lambda each: study.steps * (sum(study.sizes) - alive.count(each))
+    first, matched = (
+        study.setup.recipe.first_steps,
+        lambda each: study.steps * (sum(study.sizes) - mask_sets.count(each)),
+    )
     for each in todo:
-        label = f"scratch {draw}, shape {alive.shape(each)}"
+        label = f"scratch {draw}, shape {mask_sets.shape(each)}"
         ((start,),) = study.try_all(start_key, [(each, functools.partial(fresh, each))], first, label)
         jobs = [(each, lambda network=start.state.network: network)]
         ((after,),) = study.try_all(jax.random.fold_in(work_key, 0), jobs, matched, label)

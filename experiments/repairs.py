@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from options import share
-from protocol import make_repair
-from studies import Options, Row, Study, learning_curves, mean, run, score, single_masks, trained_start
-from terminal import outputs
+
+from maskprune.app.options import share
+from maskprune.app.setup import make_repair
+from maskprune.app.studies import Options, Row, Study, learning_curves, mean, run, score, single_masks, trained_start
+from maskprune.report.terminal import outputs
 
 
 SIZES = {"quick": {"networks": 2}, "study": {"networks": 10}, "full": {"networks": 20}, "thesis": {"networks": 50}}
@@ -125,9 +126,9 @@ def _place(mask: Row) -> tuple[Any, ...]:
 
 def ask(study: Study, config: Config) -> list[Row]:
     """Runs the study and writes its page. Returns one row a mask and repair."""
-    from maskprune import plots
-    from maskprune.record import write_csv
-    from maskprune.study import Picture, Section, Table
+    from maskprune.app.record import write_csv
+    from maskprune.lab.study_page import Picture, Section, Table
+    from maskprune.report import plots
 
     masks = flat(study.rows(functools.partial(ask_network, study, threshold=config.threshold)))
     rows = summary(masks)

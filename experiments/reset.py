@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
-from terminal import outputs
+
+from maskprune.app.studies import Options, Row, Study, learning_curves, run, score, single_masks, trained_start
+from maskprune.report.terminal import outputs
 
 
 SIZES = {"quick": {"networks": 2}, "study": {"networks": 10}, "full": {"networks": 20}, "thesis": {"networks": 50}}
@@ -55,7 +56,7 @@ def ask_network(study: Study, seed: int, train: Any) -> Row:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Mean scores at every look, relative to those before, and what the fresh optimizer gains; 95 % intervals."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     masks = [(row["seed"], row["score"], mask) for row in rows for mask in row["masks"]]
     networks = [network for network, *_ in masks]
@@ -70,8 +71,8 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 def ask(study: Study, config: Config) -> list[Row]:
     """Runs the study and writes its page. Returns one row a look."""
-    from maskprune import plots
-    from maskprune.study import Picture, Section, Table
+    from maskprune.lab.study_page import Picture, Section, Table
+    from maskprune.report import plots
 
     del config
     rows = study.rows(functools.partial(ask_network, study))

@@ -20,20 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from options import Problem, existing, output, refuse, several, share, whole
-from protocol import (
-    STRATEGIES,
-    Pictures,
-    Recipe,
-    Setup,
-    StrategyName,
-    in_a_sentence,
-    load_data,
-    make_selector,
-    set_up,
-)
-from runs import going_on
-from terminal import outputs
+
+from maskprune.app.options import Problem, existing, output, refuse, several, share, whole
+from maskprune.app.protocol import STRATEGIES, Pictures, Recipe, StrategyName, in_a_sentence
+from maskprune.app.runs import going_on
+from maskprune.app.setup import Setup, load_data, make_selector, set_up
+from maskprune.report.terminal import outputs
 
 
 PROTOCOL = 10_000 + 52 * 2_000  # steps the source document's protocol may take for ten masks
@@ -106,7 +98,7 @@ def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: fl
             batch=setup.sample(strategy.selector),
             rules=maskprune.Rules(threshold=threshold, **strategy.rules),
             limits=maskprune.Limits(steps=strategy.budget(setup.recipe.steps)),
-            plan=strategy.plan(maskprune.moves),
+            plan=strategy.plan(maskprune.strategies),
             init=setup.model.init,
         )
     )
@@ -115,7 +107,7 @@ def search(setup: Setup, params: Any, strategy: Any, *, seed: int, threshold: fl
     return {
         "parent": seed,
         "threshold": threshold,
-        "alive": maskprune.subsets.alive_of(last.state.network),
+        "alive": maskprune.lab.subnetworks.alive_of(last.state.network),
         "masks": sum(maskprune.count_enabled(last.state.network).values()),
         "score": judged["score"],
         "relative_rmse": judged["relative_rmse"],
@@ -220,7 +212,7 @@ def summarize(compared: list[Row]) -> list[Row]:
     import numpy as np
     from scipy import stats
 
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in compared:
@@ -255,19 +247,21 @@ def summarize(compared: list[Row]) -> list[Row]:
 def main(config: Config) -> list[Row]:
     """Runs the searches and writes the comparison. Returns its rows."""
     import maskprune
-    from maskprune import files, record, study
-    from maskprune.display import Display
+    from maskprune import record
+    from maskprune.base import files
+    from maskprune.lab import study_page
+    from maskprune.report.display import Display
 
     refuse("searches.py", problems(config))
     with Display(quiet=config.quiet) as show, going_on("searches.py", config.out, show.say, at_once=True):
         rows = run(config, show)
         tables = [row for folder in config.oracle for row in maskprune.Ledger.read(folder / "rows.jsonl").rows]
         about = maskprune.Ledger.read(config.oracle[0] / "rows.jsonl").about["config"]
-        usable = Counter(map(maskprune.alive.count, maskprune.alive.every(about["widths"])))
+        usable = Counter(map(maskprune.lab.mask_sets.count, maskprune.lab.mask_sets.every(about["widths"])))
         compared = compare(rows, tables, first_steps=about["recipe"]["first_steps"], usable=usable)
         summary = summarize(compared)
         record.write_csv(config.out / "searches.csv", compared)
-        files.replace_file(config.out / "summary.csv", study.as_csv(summary))
+        files.replace_file(config.out / "summary.csv", study_page.as_csv(summary))
         for row in summary:
             show.say(
                 f"{row['strategy']:>12} at {row['threshold']:.2f}: no regret in {row['no regret'].value:.0%} of "

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import tyro
-from options import Problem, several, share
-from protocol import SelectorName, Task, make_selector
-from studies import Options, Row, Study, from_scratch, resolve, result_of, run, search, trained_start
-from terminal import outputs
+
+from maskprune.app.options import Problem, several, share
+from maskprune.app.protocol import SelectorName, Task
+from maskprune.app.setup import make_selector
+from maskprune.app.studies import Options, Row, Study, from_scratch, resolve, result_of, run, search, trained_start
+from maskprune.report.terminal import outputs
 
 
 COSINES = tuple(name for name in get_args(SelectorName) if "cosine" in name)
@@ -106,7 +108,7 @@ def flat(rows: Sequence[Row], task: str) -> list[Row]:
 
 def summary(searches: Sequence[Row]) -> list[Row]:
     """Medians over networks of every task, threshold and strategy, and how often which size was found."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     columns = {
         "masks": "masks",
@@ -143,7 +145,7 @@ def sizes(searches: Sequence[Row]) -> Counter:
 
 def against(searches: Sequence[Row], baseline: str) -> list[Row]:
     """Mean differences to a baseline that searched from the same networks, with intervals from drawing them again."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     groups, table = grouped(searches), []
     for (task, threshold, name), found in groups.items():
@@ -171,7 +173,7 @@ def against(searches: Sequence[Row], baseline: str) -> list[Row]:
 
 def worth_of_searching(searches: Sequence[Row]) -> list[Row]:
     """How much better what was found is than the same widths from scratch with as many steps."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     return [
         {
@@ -186,8 +188,8 @@ def worth_of_searching(searches: Sequence[Row]) -> list[Row]:
 
 
 def pictures(searches: Sequence[Row]) -> list[Any]:
-    from maskprune import plots
-    from maskprune.study import Picture
+    from maskprune.lab.study_page import Picture
+    from maskprune.report import plots
 
     found = []
     for task in dict.fromkeys(each["task"] for each in searches):
@@ -214,8 +216,8 @@ def pictures(searches: Sequence[Row]) -> list[Any]:
 
 
 def write_page(study: Study, config: Config, searches: Sequence[Row]) -> None:
-    from maskprune.record import write_csv
-    from maskprune.study import Section, Table
+    from maskprune.app.record import write_csv
+    from maskprune.lab.study_page import Section, Table
 
     table = summary(searches)
     smallest = min(table, key=lambda row: (row["masks"].value, -row["score ratio"].value))

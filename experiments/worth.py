@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from studies import Options, Row, Study, mean, run, single_masks, trained_start
-from terminal import outputs
+
+from maskprune.app.studies import Options, Row, Study, mean, run, single_masks, trained_start
+from maskprune.report.terminal import outputs
 
 
 SIZES = {
@@ -52,14 +53,18 @@ def ask_network(study: Study, seed: int, train: Any) -> Row:
     start_key, session_key = jax.random.split(jax.random.key(seed))
     start = trained_start(setup, start_key, train, steps=study.recipe.first_steps)
     network = start.state.network
-    tests = {"zeroed": mp.worth.zeroed, "disabled": mp.worth.disabled_and_frozen, "zeroed alone": mp.worth.zeroed_alone}
+    tests = {
+        "zeroed": mp.lab.worth.zeroed,
+        "disabled": mp.lab.worth.disabled_and_frozen,
+        "zeroed alone": mp.lab.worth.zeroed_alone,
+    }
     jobs = [(test, *mask) for test in TESTS for mask in single_masks(network)]
     nothing = ("control", "", 0, mp.choose(network, {}))
 
     def job(alteration: Any, chosen: Any, train: Any) -> Any:
         one = lambda key, state: train([key], [state], steps=study.recipe.steps)[0]
         evaluate, optimizer = setup.task.evaluate, setup.optimizer
-        return mp.worth.worth(
+        return mp.lab.worth.worth(
             session_key, start.state, chosen, alteration=alteration, train=one, evaluate=evaluate, optimizer=optimizer
         )
 
@@ -153,7 +158,7 @@ def _of(masks: Sequence[Row], test: str, layer: str) -> list[Row]:
 
 def agreement(masks: Sequence[Row]) -> list[Row]:
     """Do the tests order masks alike? Spearman inside networks of what is lost after the session."""
-    from maskprune import statistics
+    from maskprune.lab import statistics
 
     order = lambda mask: (mask["network"], mask["layer"], mask["mask"])
     by_test = {test: sorted(_of(masks, test, ""), key=order) for test in TESTS}
@@ -170,8 +175,8 @@ def agreement(masks: Sequence[Row]) -> list[Row]:
 
 def ask(study: Study, config: Config) -> list[Row]:
     """Runs the study and writes its page. Returns one row a mask and test."""
-    from maskprune.record import write_csv
-    from maskprune.study import Section, Table
+    from maskprune.app.record import write_csv
+    from maskprune.lab.study_page import Section, Table
 
     del config
     masks = flat(study.rows(functools.partial(ask_network, study)))
@@ -219,8 +224,8 @@ def answers(worths: Sequence[Row], relearned: Sequence[Row]) -> list[str]:
 
 
 def worth_picture(masks: Sequence[Row], layers: Sequence[str]) -> Any:
-    from maskprune import plots
-    from maskprune.study import Picture
+    from maskprune.lab.study_page import Picture
+    from maskprune.report import plots
 
     panels = []
     for layer in layers:
@@ -233,8 +238,8 @@ def worth_picture(masks: Sequence[Row], layers: Sequence[str]) -> Any:
 
 
 def likeness_picture(masks: Sequence[Row], layers: Sequence[str]) -> Any:
-    from maskprune import plots
-    from maskprune.study import Picture
+    from maskprune.lab.study_page import Picture
+    from maskprune.report import plots
 
     panels = []
     for layer in layers:

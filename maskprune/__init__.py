@@ -5,123 +5,149 @@ ValueError for a number out of range or an unknown word. What else they raise is
 that you pass raises passes through.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+import ast as _ast
+import importlib as _importlib
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
+from importlib.metadata import version as _version
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+from typing import Any as _Any
 
-from maskprune import alive as alive
-from maskprune import conv as conv
-from maskprune import data as data
-from maskprune import losses as losses
-from maskprune import metrics as metrics
-from maskprune import models as models
-from maskprune import moves as moves
-from maskprune import record as record
-from maskprune import regret as regret
-from maskprune import repair as repair
-from maskprune import replay as replay
-from maskprune import rules as rules
-from maskprune import select as select
-from maskprune import subsets as subsets
-from maskprune import testing as testing
-from maskprune import worth as worth
-from maskprune.accumulate import accumulate as accumulate
-from maskprune.accumulate import doubling as doubling
-from maskprune.alter import bypass as bypass
-from maskprune.alter import disable as disable
-from maskprune.alter import enable as enable
-from maskprune.alter import freeze as freeze
-from maskprune.alter import reinitialize as reinitialize
-from maskprune.alter import thaw as thaw
-from maskprune.alter import why_no_bypass as why_no_bypass
-from maskprune.alter import zero_weights as zero_weights
-from maskprune.average import land_on_average as land_on_average
-from maskprune.compact import CompactionError as CompactionError
-from maskprune.compact import check_same as check_same
-from maskprune.compact import compact as compact
-from maskprune.compact import count_params as count_params
-from maskprune.compact import judged as judged
-from maskprune.conv import conv2d as conv2d
-from maskprune.cost import Cost as Cost
-from maskprune.cost import Latency as Latency
-from maskprune.cost import cost as cost
-from maskprune.cost import time_calls as time_calls
-from maskprune.curvature import flatten as flatten
-from maskprune.curvature import gauss_newton as gauss_newton
-from maskprune.curvature import hessian as hessian
-from maskprune.curvature import jacobian as jacobian
-from maskprune.curvature import shift as shift
-from maskprune.export import Arrays as Arrays
-from maskprune.export import Exported as Exported
-from maskprune.export import ExportError as ExportError
-from maskprune.export import export as export
-from maskprune.export import export_saved as export_saved
-from maskprune.export import load_arrays as load_arrays
-from maskprune.export import load_program as load_program
-from maskprune.groups import Group as Group
-from maskprune.groups import Groups as Groups
-from maskprune.groups import Slice as Slice
-from maskprune.handover import compact_network as compact_network
-from maskprune.handover import compact_state as compact_state
-from maskprune.hold import cosine as cosine
-from maskprune.hold import level as level
-from maskprune.hold import plateau as plateau
-from maskprune.hold import restarts as restarts
-from maskprune.hold import scale_by_progress as scale_by_progress
-from maskprune.interrupt import Interrupt as Interrupt
-from maskprune.ledger import Ledger as Ledger
-from maskprune.levenberg import levenberg as levenberg
-from maskprune.levenberg import make_levenberg_step as make_levenberg_step
-from maskprune.memory import Memory as Memory
-from maskprune.minimize import NoReference as NoReference
-from maskprune.minimize import minimize as minimize
-from maskprune.model_state import select_statistics as select_statistics
-from maskprune.network import Network as Network
-from maskprune.network import choose as choose
-from maskprune.network import count_enabled as count_enabled
-from maskprune.network import effective_params as effective_params
-from maskprune.network import init_network as init_network
-from maskprune.network import list_masks as list_masks
-from maskprune.network import trainable as trainable
-from maskprune.outcome import Outcome as Outcome
-from maskprune.outcome import summarize as summarize
-from maskprune.outcome import write_outcome as write_outcome
-from maskprune.plan import Cut as Cut
-from maskprune.plan import Plan as Plan
-from maskprune.plan import make_plan as make_plan
-from maskprune.population import Population as Population
-from maskprune.population import PopulationReport as PopulationReport
-from maskprune.population import make_population as make_population
-from maskprune.population import stack as stack
-from maskprune.population import train_many as train_many
-from maskprune.population import unstack as unstack
-from maskprune.rounds import Limits as Limits
-from maskprune.rounds import Round as Round
-from maskprune.rounds import Rules as Rules
-from maskprune.search import Lengths as Lengths
-from maskprune.search import search as search
-from maskprune.session import SessionReport as SessionReport
-from maskprune.session import make_session as make_session
-from maskprune.session import of_length as of_length
-from maskprune.session import stagnation as stagnation
-from maskprune.session import train_alone as train_alone
-from maskprune.shrink import ShrinkError as ShrinkError
-from maskprune.shrink import shrink as shrink
-from maskprune.soap import scale_by_soap as scale_by_soap
-from maskprune.soap import soap as soap
-from maskprune.soap import soap_averaged as soap_averaged
-from maskprune.start import NothingLearned as NothingLearned
-from maskprune.start import train_start as train_start
-from maskprune.task import PictureTask as PictureTask
-from maskprune.task import picture_task as picture_task
-from maskprune.together import run_together as run_together
-from maskprune.trace import trace as trace
-from maskprune.train import StepInfo as StepInfo
-from maskprune.train import TrainState as TrainState
-from maskprune.train import init_state as init_state
-from maskprune.train import make_train_step as make_train_step
-from maskprune.transfer import take_over as take_over
 
+# These are the public names. Each is imported when it is first asked for, so that the command line answers before JAX
+# is loaded: `__getattr__` below reads from this very list where it comes from.
+if TYPE_CHECKING:
+    # isort: off
+    # Masks: find them, choose among them, switch them
+    from maskprune.masks.tracing import trace as trace
+    from maskprune.masks.groups import Groups as Groups
+    from maskprune.masks.groups import Group as Group
+    from maskprune.masks.groups import Slice as Slice
+    from maskprune.masks.network import init_network as init_network
+    from maskprune.masks.network import Network as Network
+    from maskprune.masks.network import choose as choose
+    from maskprune.masks.alterations import disable as disable
+    from maskprune.masks.alterations import enable as enable
+    from maskprune.masks.alterations import freeze as freeze
+    from maskprune.masks.alterations import thaw as thaw
+    from maskprune.masks.alterations import reinitialize as reinitialize
+    from maskprune.masks.alterations import zero_weights as zero_weights
+    from maskprune.masks.alterations import bypass as bypass
+    from maskprune.masks.alterations import why_no_bypass as why_no_bypass
+    from maskprune.masks.network import effective_params as effective_params
+    from maskprune.masks.network import count_enabled as count_enabled
+    from maskprune.masks.network import list_masks as list_masks
+    from maskprune.masks.network import trainable as trainable
+    from maskprune.masks.model_state import select_statistics as select_statistics
+    from maskprune.masks.transfer import take_over as take_over
+
+    # Training
+    from maskprune.train.step import init_state as init_state
+    from maskprune.train.step import TrainState as TrainState
+    from maskprune.train.step import make_train_step as make_train_step
+    from maskprune.train.step import StepInfo as StepInfo
+    from maskprune.train.session import make_session as make_session
+    from maskprune.train.session import SessionReport as SessionReport
+    from maskprune.train.session import of_length as of_length
+    from maskprune.train.session import stagnation as stagnation
+    from maskprune.train.session import train_alone as train_alone
+    from maskprune.train.first_session import train_start as train_start
+    from maskprune.train.first_session import NothingLearned as NothingLearned
+    from maskprune.train.population import make_population as make_population
+    from maskprune.train.population import Population as Population
+    from maskprune.train.population import PopulationReport as PopulationReport
+    from maskprune.train.population import stack as stack
+    from maskprune.train.population import unstack as unstack
+    from maskprune.train.population import train_many as train_many
+    from maskprune.train import optim as optim
+    from maskprune.train import curvature as curvature
+
+    # Which masks go: the search
+    from maskprune.app.whole_search import search as search
+    from maskprune.app.whole_search import Lengths as Lengths
+    from maskprune.minimizer.loop import minimize as minimize
+    from maskprune.minimizer.rounds import Rules as Rules
+    from maskprune.minimizer.rounds import Limits as Limits
+    from maskprune.minimizer.rounds import Round as Round
+    from maskprune.minimizer.loop import NoReference as NoReference
+    from maskprune import select as select
+    from maskprune.select import repair as repair
+    from maskprune.minimizer import strategies as strategies
+    from maskprune.minimizer.lockstep import run_together as run_together
+    from maskprune.minimizer.answers import Memory as Memory
+    from maskprune.base.ledger import Ledger as Ledger
+    from maskprune.minimizer.interrupt import Interrupt as Interrupt
+
+    # The smaller network: cut it, count it, hand it on
+    from maskprune.removal.compaction import compact as compact
+    from maskprune.removal.carry_over import compact_network as compact_network
+    from maskprune.removal.carry_over import compact_state as compact_state
+    from maskprune.removal.rerun import shrink as shrink
+    from maskprune.removal.plan import make_plan as make_plan
+    from maskprune.removal.plan import Plan as Plan
+    from maskprune.removal.plan import Cut as Cut
+    from maskprune.removal.compaction import check_same as check_same
+    from maskprune.removal.compaction import judged as judged
+    from maskprune.removal.compaction import CompactionError as CompactionError
+    from maskprune.removal.rerun import ShrinkError as ShrinkError
+    from maskprune.removal.costs import cost as cost
+    from maskprune.removal.costs import Cost as Cost
+    from maskprune.removal.costs import Latency as Latency
+    from maskprune.removal.costs import time_calls as time_calls
+    from maskprune.removal.compaction import count_params as count_params
+    from maskprune.removal.export import export as export
+    from maskprune.tasks.models.exporting import export_saved as export_saved
+    from maskprune.removal.export import load_program as load_program
+    from maskprune.removal.export import load_arrays as load_arrays
+    from maskprune.removal.export import Exported as Exported
+    from maskprune.removal.export import Arrays as Arrays
+    from maskprune.removal.export import ExportError as ExportError
+
+    # What a network is for
+    from maskprune.tasks.pictures import picture_task as picture_task
+    from maskprune.tasks.pictures import PictureTask as PictureTask
+    from maskprune.tasks import data as data
+    from maskprune.tasks import models as models
+    from maskprune.tasks import losses as losses
+    from maskprune.tasks import metrics as metrics
+    from maskprune import conv as conv
+    from maskprune.conv import conv2d as conv2d
+    from maskprune.masks.jaxpr import rules as rules
+
+    # What came of it, and studies
+    from maskprune.app.outcome import Outcome as Outcome
+    from maskprune.app.outcome import summarize as summarize
+    from maskprune.app.outcome import write_outcome as write_outcome
+    from maskprune.app import record as record
+    from maskprune import lab as lab
+    from maskprune.lab import testing as testing
+    # isort: on
+
+(_names,) = [node for node in _ast.parse(_Path(__file__).read_text("utf-8")).body if isinstance(node, _ast.If)]
+_PLACES = {
+    alias.name: str(node.module) for node in _names.body if isinstance(node, _ast.ImportFrom) for alias in node.names
+}
+__all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 try:
-    __version__ = version("maskprune")
-except PackageNotFoundError:  # run from a checkout that was not installed
+    __version__ = _version("maskprune")
+except _PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0.0.0"
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'maskprune' has no attribute {name!r}")
+    module = _PLACES[name]
+    try:
+        found = _importlib.import_module(f"{module}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{module}.{name}":
+            raise
+        found = getattr(_importlib.import_module(module), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*_PLACES, "__version__"]

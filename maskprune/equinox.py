@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from equinox.nn import State, StateIndex
 
-from maskprune._equinox_parts import Keys, by_keys, counted_once, get, norms, take_apart, with_sizes
-from maskprune._equinox_widths import fit
-from maskprune.agreement import Run
-from maskprune.model_state import Flags, flags_of, like, plain, select_stored
-from maskprune.rebuilt import RebuildError as RebuildError
-from maskprune.rebuilt import check_rebuilt
+from maskprune.masks.model_state import Flags, flags_of, like, plain, select_stored
+from maskprune.removal.agreement import Run
+from maskprune.removal.frameworks.equinox_parts import Keys, by_keys, counted_once, get, norms, take_apart, with_sizes
+from maskprune.removal.frameworks.equinox_widths import fit
+from maskprune.removal.rebuilt import RebuildError as RebuildError
+from maskprune.removal.rebuilt import check_rebuilt
 
 
 Apply = Callable[..., Any]

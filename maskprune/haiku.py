@@ -16,7 +16,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from maskprune.model_state import Flags, flags_of, like, plain
+from maskprune.masks.model_state import Flags, flags_of, like, plain
 
 
 Settings = Mapping[str, Any]

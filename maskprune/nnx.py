@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskprune.agreement import Run
-from maskprune.grouped import convolution_groups
-from maskprune.groups import leaves_by_path
-from maskprune.model_state import Flags, flags_of, like, plain, select_stored
-from maskprune.rebuilt import REMEDY, check_rebuilt
-from maskprune.rebuilt import RebuildError as RebuildError
+from maskprune.masks.groups import leaves_by_path
+from maskprune.masks.model_state import Flags, flags_of, like, plain, select_stored
+from maskprune.removal.agreement import Run
+from maskprune.removal.frameworks.grouped import convolution_groups
+from maskprune.removal.rebuilt import REMEDY, check_rebuilt
+from maskprune.removal.rebuilt import RebuildError as RebuildError
 
 
 Apply = Callable[..., Any]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 
-# Experiments share a module, which Python finds beside the one that is started.
-sys.path.append(str(Path(__file__).parents[1] / "experiments"))
+HERE = Path(__file__).parent
+sys.path += [str(HERE / "support"), str(HERE.parent / "experiments")]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

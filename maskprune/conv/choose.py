@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maskprune._strict import show, strict
+from maskprune.base.checks import show, strict
 from maskprune.conv import native
 from maskprune.conv.blocked import conv2d_blocked
 from maskprune.conv.xla import conv2d_xla

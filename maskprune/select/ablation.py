@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune._answers import loss_value
-from maskprune._strict import strict
-from maskprune.network import Flags, Network, wide_params
+from maskprune.base.checks import strict
+from maskprune.base.returned import loss_value
+from maskprune.masks.half_precision import wide, widely
+from maskprune.masks.network import Flags, Network, wide_params
 from maskprune.select.base import Loss, Remove, Scores, Selector, by_group, without
-from maskprune.wide import wide, widely
 
 
 @strict

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from maskprune._answers import named_arrays
-from maskprune._strict import strict
-from maskprune.groups import Groups
-from maskprune.network import Network, Params, wide_params
+from maskprune.base.checks import strict
+from maskprune.base.returned import named_arrays
+from maskprune.masks.groups import Groups
+from maskprune.masks.half_precision import wide, widely
+from maskprune.masks.network import Network, Params, wide_params
 from maskprune.select.base import Scores, Selector
-from maskprune.sums import centred
-from maskprune.wide import wide, widely
+from maskprune.train.accurate_sums import centred
 
 
 Activations = Callable[[Params, Any], Mapping[str, jax.Array]]

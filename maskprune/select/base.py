@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskprune._answers import named_arrays, refuse
-from maskprune._strict import strict
-from maskprune.alter import disable
-from maskprune.groups import Group, Groups, Role, Slice, leaves_by_path
-from maskprune.network import Flags, Network, Params, effective_params
-from maskprune.wide import wide
+from maskprune.base.checks import strict
+from maskprune.base.returned import named_arrays, refuse
+from maskprune.masks.alterations import disable
+from maskprune.masks.groups import Group, Groups, Role, Slice, leaves_by_path
+from maskprune.masks.half_precision import wide
+from maskprune.masks.network import Flags, Network, Params, effective_params
 
 
 Scores = dict[str, jax.Array]  # {group: float[C]}

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import rankdata
 
-from maskprune._strict import strict
-from maskprune.network import Network
+from maskprune.base.checks import strict
+from maskprune.masks.network import Network
 from maskprune.select.base import Scores, Selector, by_group, scores_of
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune._answers import loss_value
-from maskprune._strict import strict
-from maskprune.groups import leaf_path
-from maskprune.network import Network, Params, along_axis, wide_params
+from maskprune.base.checks import strict
+from maskprune.base.returned import loss_value
+from maskprune.masks.groups import leaf_path
+from maskprune.masks.half_precision import widely
+from maskprune.masks.network import Network, Params, along_axis, wide_params
 from maskprune.select.base import Loss, Scores, Selector, by_group
-from maskprune.wide import widely
 
 
 Gates = dict[str, jax.Array]  # {group: float[C]}

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 
-from maskprune._strict import strict
-from maskprune.network import Network, wide_params
+from maskprune.base.checks import strict
+from maskprune.masks.half_precision import wide, widely
+from maskprune.masks.network import Network, wide_params
 from maskprune.select.activation import Activations, columns
 from maskprune.select.base import Scores, Selector, by_group
-from maskprune.wide import wide, widely
 
 
 @strict

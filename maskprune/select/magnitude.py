@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune._strict import strict
-from maskprune.network import Network, effective_params
+from maskprune.base.checks import strict
+from maskprune.masks.network import Network, effective_params
 from maskprune.select.base import Scores, Selector, mask_sums
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune.network import Network, effective_params
+from maskprune.masks.network import Network, effective_params
 from maskprune.select.base import Scores, Selector, mask_vectors
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune.network import Network
+from maskprune.masks.network import Network
 from maskprune.select.base import Scores, Selector
 
 

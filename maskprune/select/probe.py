@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from maskprune._strict import strict
-from maskprune.network import Network, choose
-from maskprune.race import Candidate, Evaluate, TrainShare, race
+from maskprune.base.checks import strict
+from maskprune.masks.network import Network, choose
 from maskprune.select.base import Remove, Scores, Selector, without
-from maskprune.train import init_state
+from maskprune.train.halving import Candidate, Evaluate, TrainShare, race
+from maskprune.train.step import init_state
 
 
 @strict

@@ -8,10 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune._strict import strict
-from maskprune.network import Network, Params, wide_params
-from maskprune.readers import Activations, Reader, columns, covariance, read_values, readers_of, ridge_of, weights
+from maskprune.base.checks import strict
+from maskprune.masks.network import Network, Params, wide_params
 from maskprune.select.base import Scores, Selector
+from maskprune.select.consumers import (
+    Activations,
+    Reader,
+    columns,
+    covariance,
+    read_values,
+    readers_of,
+    ridge_of,
+    weights,
+)
 
 
 @strict

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune._strict import strict
-from maskprune.curvature import Curvature
-from maskprune.network import Network
+from maskprune.base.checks import strict
+from maskprune.masks.network import Network
 from maskprune.select.base import Scores, Selector
-from maskprune.surgery import Measured, measured, remove
+from maskprune.select.brain_surgeon import Measured, measured, remove
+from maskprune.train.curvature import Curvature
 
 
 @strict
@@ -24,9 +24,9 @@ def surgeon(curvature: Curvature, *, damping: float = 1e-3) -> Selector:
     as well, and is not moved when others go.
 
     Args:
-        curvature: `curvature(network, batch) -> float[D, D]`, such as `partial(maskprune.hessian, loss)` or
-            `lambda network, batch: maskprune.gauss_newton(residuals, network, batch).matrix`. May be singular or
-            indefinite, see `surgery.measured`.
+        curvature: `curvature(network, batch) -> float[D, D]`, such as `partial(maskprune.curvature.hessian, loss)` or
+            `lambda network, batch: maskprune.curvature.gauss_newton(residuals, network, batch).matrix`. May be singular
+            or indefinite, see `brain_surgeon.measured`.
         damping: What is added to all eigenvalues where the step of the others is sought, relative to their mean. The
             score is the price of that step without the damping, so a mask without effect scores 0 however large it is.
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskprune._strict import strict
-from maskprune.network import Flags, Network
+from maskprune.base.checks import strict
+from maskprune.masks.network import Flags, Network
 from maskprune.select.base import Scores, Selector, scores_of
 
 

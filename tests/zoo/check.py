@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from maskprune import Groups, Plan, cost, count_params, effective_params, init_network, make_plan, shrink, trace
-from maskprune.cost import MEASURES, Cost
-from maskprune.groups import leaf_path, leaves_by_path
+from maskprune.masks.groups import leaf_path, leaves_by_path
+from maskprune.removal.costs import MEASURES, Cost
 
 from .entry import Built, Entry
 from .networks import BY_ID

@@ -1,0 +1,1 @@
+"""What the adapters (`maskprune.nnx`, `linen`, `equinox`, `haiku`) share. Must not know training."""
