@@ -35,11 +35,6 @@ def changed(config, **change):
 
 
 @pytest.fixture(scope="module")
-def program():
-    return minimizing
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     return smooth_pictures(tmp_path_factory.mktemp("data") / "pictures.npz", 48)
 
@@ -50,18 +45,18 @@ def edges(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quick(program, pictures, edges):
+def quick(pictures, edges):
     """A configuration that takes seconds."""
     recipe = protocol.Recipe(crop=32, first_steps=60, steps=20, final_steps=20, batch=4, learning_rate=5e-3)
     recipe = dataclasses.replace(recipe, strategy="one-by-one")
     source = protocol.Pictures(data=pictures, size=48)
-    return program.Config(pictures=source, start_from=edges, recipe=recipe, max_rounds=2, quiet=True)
+    return minimizing.Config(pictures=source, start_from=edges, recipe=recipe, max_rounds=2, quiet=True)
 
 
 @pytest.fixture(scope="module")
-def finished(program, quick, tmp_path_factory):
+def finished(quick, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
-    return out, program.main(dataclasses.replace(quick, out=out)), quick
+    return out, minimizing.main(dataclasses.replace(quick, out=out)), quick
 
 
 def test_writes_everything_it_promises(finished):
@@ -110,10 +105,10 @@ def test_the_saved_network_is_small_and_scores_as_reported(finished, pictures):
     )
 
 
-def test_same_seed_same_result_and_another_seed_another(program, finished, tmp_path):
+def test_same_seed_same_result_and_another_seed_another(finished, tmp_path):
     out, first, config = finished
-    again = program.main(dataclasses.replace(config, out=tmp_path / "again"))
-    other = program.main(dataclasses.replace(config, out=tmp_path / "other", seed=1))
+    again = minimizing.main(dataclasses.replace(config, out=tmp_path / "again"))
+    other = minimizing.main(dataclasses.replace(config, out=tmp_path / "other", seed=1))
     assert (out / "network.npz").exists()
     for name in ("initial_score", "final_score", "enabled", "metrics"):
         assert again[name] == first[name]
@@ -122,20 +117,20 @@ def test_same_seed_same_result_and_another_seed_another(program, finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def test_a_run_compiles_few_programs(program, quick, tmp_path, caplog):
+def test_a_run_compiles_few_programs(quick, tmp_path, caplog):
     jax.clear_caches()
     with jax.log_compiles():
-        program.main(dataclasses.replace(quick, out=tmp_path))
+        minimizing.main(dataclasses.replace(quick, out=tmp_path))
     compiled = [text for record in caplog.records if (text := record.getMessage()).startswith("Finished XLA comp")]
     assert 5 < len(compiled) <= 25, "\n".join(compiled)  # 24 with JAX 0.10.2; one by one 89
 
 
-def test_starts_from_a_saved_network_without_training_it_first(program, finished, tmp_path):
+def test_starts_from_a_saved_network_without_training_it_first(finished, tmp_path):
     out, result, config = finished
     recipe = dataclasses.replace(config.recipe, first_steps=0, final_steps=0)
     config = dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, recipe=recipe)
     config = dataclasses.replace(config, max_rounds=1)
-    again = program.main(config)
+    again = minimizing.main(config)
     assert again["initial_score"] == pytest.approx(result["final_score"], abs=1e-6)
     assert again["masks_before"] == result["masks_after"]
     assert again["steps"] <= 20
@@ -146,17 +141,17 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("local-mean", "o
 
 @pytest.mark.rotating
 @pytest.mark.parametrize("task", ["canny", "threshold", *SLOW])
-def test_every_task_runs(program, finished, tmp_path, task):
+def test_every_task_runs(finished, tmp_path, task):
     out, _, config = finished
     recipe = dataclasses.replace(config.recipe, selector="taylor", first_steps=None, steps=2, final_steps=0)
     config = changed(config, task=task, recipe=recipe, reverse=True, standardize=True, control=True)
     config = dataclasses.replace(config, objective="macs", minimize_layers=True)
-    result = program.main(dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, max_rounds=1))
+    result = minimizing.main(dataclasses.replace(config, start_from=out / "network.npz", out=tmp_path, max_rounds=1))
     assert result["task"] == task and 0 <= result["final_score"] <= 1
 
 
 @pytest.fixture(scope="module")
-def parts(program, finished):
+def parts(finished):
     """What selectors are made of, and a network for them."""
     model, dataset = maskprune.models.fcn((3, 2)), load_data(finished[2].pictures)
     recipe = protocol.fill_in(finished[2].recipe, "quick", finished[2].pictures)
@@ -169,7 +164,7 @@ def test_the_command_line_knows_every_selector():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_selector_has_a_name(program, parts, name):
+def test_every_selector_has_a_name(parts, name):
     setup, network = parts
     selector = make_selector(name, setup)
     made = selector if name == "probe" else functools.partial(jax.eval_shape, selector)  # their sums: test_select*
@@ -178,7 +173,7 @@ def test_every_selector_has_a_name(program, parts, name):
 
 
 @pytest.mark.rotating
-def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
+def test_pairs_learn_the_users_own_filter(quick, tmp_path, pictures):
     with np.load(pictures) as file:
         for number, picture in enumerate(file["pictures"]):
             for folder, values in (("before", picture), ("after", 255 - picture)):
@@ -192,13 +187,13 @@ def test_pairs_learn_the_users_own_filter(program, quick, tmp_path, pictures):
     start = maskprune.models.save(tmp_path / "start.npz", params)
     config = changed(quick, task="pairs", data=None, start_from=start, out=tmp_path / "out")
     config = changed(config, inputs=tmp_path / "before", targets=tmp_path / "after")
-    assert program.main(config)["metrics"]["final"]["r2"] > 0.9
+    assert minimizing.main(config)["metrics"]["final"]["r2"] > 0.9
 
 
 @pytest.mark.rotating
-def test_replicas_are_whole_searches_and_candidates_share_a_round(program, quick, tmp_path, capsys):
+def test_replicas_are_whole_searches_and_candidates_share_a_round(quick, tmp_path, capsys):
     config = dataclasses.replace(quick, out=tmp_path, replicas=2, candidates=2, racing=True, seed=7, quiet=False)
-    smallest = program.main(config)
+    smallest = minimizing.main(config)
     results = [json.loads((tmp_path / f"seed-{seed}" / "result.json").read_text()) for seed in (7, 8)]
     assert [result["seed"] for result in results] == [7, 8]
     assert sum(smallest["masks_after"].values()) == min(sum(result["masks_after"].values()) for result in results)
@@ -233,16 +228,16 @@ def test_replicas_are_whole_searches_and_candidates_share_a_round(program, quick
         ({"racing": True}, "--racing"),
     ],
 )
-def test_bad_options_are_refused_before_any_work(program, quick, tmp_path, change, words):
+def test_bad_options_are_refused_before_any_work(quick, tmp_path, change, words):
     with pytest.raises(SystemExit, match=words):
-        program.main(changed(quick, out=tmp_path / "out", **change))
+        minimizing.main(changed(quick, out=tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
-def test_strategies_that_know_masks_only_are_refused_for_layers(program, quick, tmp_path):
+def test_strategies_that_know_masks_only_are_refused_for_layers(quick, tmp_path):
     recipe = dataclasses.replace(quick.recipe, strategy="beam")
     with pytest.raises(SystemExit, match="--minimize-layers does not go with --strategy beam"):
-        program.main(dataclasses.replace(quick, recipe=recipe, minimize_layers=True, out=tmp_path))
+        minimizing.main(dataclasses.replace(quick, recipe=recipe, minimize_layers=True, out=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -256,10 +251,10 @@ def test_strategies_that_know_masks_only_are_refused_for_layers(program, quick, 
         ({"first_steps": 0}, "--first-steps"),
     ],
 )
-def test_bad_recipes_are_refused_before_any_work(program, quick, tmp_path, change, words):
+def test_bad_recipes_are_refused_before_any_work(quick, tmp_path, change, words):
     config = dataclasses.replace(quick, start_from=None, recipe=dataclasses.replace(quick.recipe, **change))
     with pytest.raises(SystemExit, match=words):
-        program.main(dataclasses.replace(config, out=tmp_path / "out"))
+        minimizing.main(dataclasses.replace(config, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -272,17 +267,17 @@ def test_bad_recipes_are_refused_before_any_work(program, quick, tmp_path, chang
         ({"data": PROGRAM}, "minimize.py"),
     ],
 )
-def test_files_that_are_not_there_or_not_right_are_named_without_a_traceback(program, quick, tmp_path, change, words):
+def test_files_that_are_not_there_or_not_right_are_named_without_a_traceback(quick, tmp_path, change, words):
     with pytest.raises(SystemExit, match=words):
-        program.main(changed(quick, **({"out": tmp_path / "out"} | change)))
+        minimizing.main(changed(quick, **({"out": tmp_path / "out"} | change)))
 
 
-def test_the_presets_are_complete_and_the_thesis_is_literal(program):
+def test_the_presets_are_complete_and_the_thesis_is_literal():
     from maskprune.app import protocol
 
     for preset in protocol.PRESETS.values():
         assert {name for name, value in dataclasses.asdict(preset).items() if value is None} == {"selector"}
-    _, thesis = program.resolve(program.Config(preset="thesis"))
+    _, thesis = minimizing.resolve(minimizing.Config(preset="thesis"))
     assert (thesis.first_steps, thesis.steps, thesis.batch, thesis.crop, thesis.border) == (10_000, 2_000, 3, 256, 0)
     assert (thesis.initial, thesis.optimizer, thesis.learning_rate) == ("thesis", "adam", 1e-3)
 

@@ -206,8 +206,7 @@ def test_two_runs_in_one_folder(place, expected, tmp_path, program_main):
 
 
 @pytest.fixture
-def program_main(place, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+def program_main(place):
     from maskprune.app import minimizing, protocol
 
     pictures = protocol.Pictures(data=place / "pictures.npz", size=48)
